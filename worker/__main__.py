@@ -1,0 +1,68 @@
+"""The persistence worker as a process: settings → lock → store → server → exit status."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from logging import Logger
+from pathlib import Path
+
+from worker import runtime
+from worker.server import RETRY_SECONDS, Server
+from worker.settings import BadSettings, Settings, load
+from worker.store import Store, StoreBusy, StoreRefused
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    try:
+        if arguments:
+            raise runtime.Fatal(runtime.EXIT_USAGE, f"unknown argument {arguments[0]!r}; settings come from PERDURE_*")
+        serve(load({}, os.environ))
+    except BadSettings as error:
+        runtime.leave("perdure worker", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
+    except runtime.Fatal as fatal:
+        runtime.leave("perdure worker", fatal)
+    return runtime.EXIT_OK
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT.  Raises Fatal with the exit status and the remedy."""
+    runtime.die_with_parent()
+    log = runtime.start_logging("worker", settings.log_level)
+    # What this process makes — database, socket, lock — is its user's alone.
+    os.umask(0o077)
+    state = runtime.private_directory(Path(settings.state_dir))
+    runtime.private_directory(Path(settings.worker_url.removeprefix("ipc://")).parent)
+    runtime.lock_file(state / "perdure.lock")
+    try:
+        store = _open(settings.database, log)
+        server = Server(store, settings.worker_url, version=version("perdure"), boot=secrets.token_hex(8), log=log)
+        runtime.on_signals(server.stop)
+        log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
+        try:
+            server.run()
+        finally:
+            store.close()
+    except StoreRefused as error:
+        raise runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
+    log.info("stopped")
+
+
+def _open(path: Path, log: Logger) -> Store:
+    """Open the store; wait for a disk that is full or read-only now, rather than exit in a loop."""
+    pause_seconds = RETRY_SECONDS[0]
+    while True:
+        try:
+            return Store(path)
+        except StoreBusy as error:
+            log.error("%s can not be opened now (%s); trying again", path, error)
+            time.sleep(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, RETRY_SECONDS[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

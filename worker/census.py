@@ -1,0 +1,90 @@
+"""Who is connected, and what all of them have counted.
+
+One rule: a counter never falls while the worker lives.  What a daemon counted before it died is kept; only its gauges
+die with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from worker.protocol import Family, Hello, Sample
+
+LIVE_SECONDS: Final = 3.0
+"""Silence after which a daemon counts as gone.  Daemons ping every second."""
+FORGET_SECONDS: Final = 120.0
+"""Silence after which its counters join those of the dead and it must say HELLO again."""
+
+
+class Peer:
+    """One boot of one daemon."""
+
+    def __init__(self, hello: Hello, now: float) -> None:
+        self.instance = hello.instance
+        self.pid = hello.pid
+        self.version = hello.version
+        self.last_heard = now
+        self.metrics: list[Family] = []
+
+
+class Census:
+    """The daemons this boot of the worker has greeted.  Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, Peer] = {}
+        self._dead: list[Family] = []
+
+    def greet(self, boot: str, hello: Hello, now: float) -> None:
+        """Admit a boot.  An older boot of the same instance is dead: one process holds one instance's place."""
+        for other, peer in list(self.peers.items()):
+            if peer.instance == hello.instance and other != boot:
+                self.leave(other)
+        if boot not in self.peers:
+            self.peers[boot] = Peer(hello, now)
+
+    def heard(self, boot: str, now: float) -> bool:
+        """Note a sign of life; False for a boot that must be greeted first."""
+        peer = self.peers.get(boot)
+        if peer is None:
+            return False
+        peer.last_heard = now
+        return True
+
+    def leave(self, boot: str) -> None:
+        peer = self.peers.pop(boot, None)
+        if peer is not None:
+            self._dead = merged([self._dead, [f for f in peer.metrics if f.type != "gauge"]])
+
+    def forget_silent(self, now: float) -> None:
+        for boot, peer in list(self.peers.items()):
+            if now - peer.last_heard > FORGET_SECONDS:
+                self.leave(boot)
+
+    def live(self, now: float) -> frozenset[str]:
+        return frozenset(boot for boot, peer in self.peers.items() if now - peer.last_heard <= LIVE_SECONDS)
+
+    def metrics(self, own: list[Family], now: float) -> list[Family]:
+        """The sum over this worker, every daemon it heard lately, and what the others counted before."""
+        live = self.live(now)
+        parts = [own, self._dead]
+        for boot, peer in self.peers.items():
+            parts.append([f for f in peer.metrics if boot in live or f.type != "gauge"])
+        return merged(parts)
+
+
+def merged(parts: Iterable[list[Family]]) -> list[Family]:
+    """Families by name, samples by name and labels, values added up."""
+    families: dict[str, Family] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for part in parts:
+        for family in part:
+            families.setdefault(family.name, family)
+            values = sums.setdefault(family.name, {})
+            for sample in family.samples:
+                place = (sample.name, tuple(sample.labels))
+                values[place] = values.get(place, 0.0) + sample.value
+    return [
+        Family(family.name, family.type, family.help, [Sample(n, list(ls), v) for (n, ls), v in sums[name].items()])
+        for name, family in families.items()
+    ]

@@ -1,0 +1,440 @@
+"""The contract between request daemons and the persistence worker: words, frames, limits.
+
+One rule: everything that crosses the ZeroMQ socket is defined here and nowhere else, and this file touches nothing
+but values.  `docs/PROTOCOL.md` states the same in prose; a test compares the two.
+
+Theory of operation.  A message is four frames: protocol, command, sequence, body.  The body is one JSON object whose
+shape the command names.  Unknown fields are ignored and unknown commands are refused, so that a newer peer of the same
+major version can speak to an older one.
+
+A daemon keeps every *write* (CLAIM, BEGIN, END, SNAPSHOT) in its outbox until an ACK names its sequence; an ACK means
+fsynced.  Writes are self-sufficient: each carries all that is needed to apply it, whatever was lost before it, and
+applying one twice or late changes nothing.  That is why no table of seen sequences exists: the sequence only matches
+an acknowledgement to a write of this boot of this daemon.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+PROTOCOL: Final = b"perdure/1"
+
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest frame either side accepts (ZMQ_MAXMSGSIZE).  A booking is about 2 KB, a full page of rows about 400 KB."""
+
+FRAMES: Final = 4
+SEQUENCE_BYTES: Final = 8
+ROWS_PER_REPLY_MAX: Final = 500
+"""Ledger rows in one reply; `more` says that there are others after the last one."""
+KEYS_PER_PAGE_MAX: Final = 5_000
+"""Identity keys in one KEYS page of the preload (about 100 bytes each)."""
+CONTINUES_MAX: Final = 256
+"""Prefixes of a conversation's chain offered for recognition, newest first.  A turn adds two to a few dozen
+messages; a client that was away from the gateway for more than this many is taken for a new conversation."""
+
+Count = Annotated[int, Meta(ge=0, le=2**40)]
+"""Tokens, positions, generations: a bound far above any real one, low enough that sums never leave 64 bits."""
+Money = Annotated[int, Meta(ge=0, le=2**50)]
+"""Nano-dollars of one row, at most about 1.1 million dollars."""
+Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
+"""What fits SQLite's integers, whatever it means."""
+Text = Annotated[str, Meta(max_length=512)]
+Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
+"""Unix time."""
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Tokens of one answer, in four disjoint kinds for every provider; writes are split by the TTL they pay for."""
+
+    input_tokens: Count = 0
+    cache_read_tokens: Count = 0
+    cache_write_5m_tokens: Count = 0
+    cache_write_1h_tokens: Count = 0
+    output_tokens: Count = 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        return self.cache_write_5m_tokens + self.cache_write_1h_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The whole prompt, cached or not."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
+
+Kind = Literal["turn", "side", "warmup"]
+Status = Literal["interrupted", "error", "complete"]
+Protocol = Literal["messages", "chat", "responses"]
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One ledger row: a request, its fate, and all that an observation of it needs.
+
+    Born `interrupted` with `ended_at` 0 (open); settled once, by giving it an `ended_at`.  `usage` None means that the
+    provider never told; `cost_nanousd` None that no price is known.  `position` is the row's place among the settled
+    rows of its session, given by the worker at commit (0 while open): it is the order in which states are folded.
+    """
+
+    event_id: Annotated[str, Meta(min_length=8, max_length=64)]
+    session_id: Text
+    kind: Kind
+    status: Status
+    started_at: Milliseconds
+    ended_at: Milliseconds = 0
+    provider: Text
+    protocol: Protocol
+    model: Text
+    client: Text = ""
+    account: Text = ""
+    boot: Text = ""
+    """The daemon that sent the request: an open row of a boot that is gone is interrupted for good."""
+    reason: Text = ""
+    """Why the request was given this session, in words."""
+    http_status: Count = 0
+    usage: Usage | None = None
+    cost_nanousd: Money | None = None
+    price_version: Text = ""
+    message_count: Count = 0
+    cap_ceiling: Count = 0
+    """Tokens that one cache bust may cost (see `gradient`); 0 where the model's price is unknown."""
+    layer: Annotated[int, Meta(ge=0, le=4)] = 0
+    user_turn: bool = True
+    """The newest message is the user's own, not a tool's result: only those make idle gaps."""
+    text_only: bool = True
+    """The answer called no tool."""
+    position: Count = 0
+
+    @property
+    def is_settled(self) -> bool:
+        return self.ended_at > 0
+
+
+KeyKind = Literal["header", "body", "answer", "request", "retry"]
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """(kind, name, value) that names a session.
+
+    `header` and `body`: a session id minted by the client.  The other three are keyed hashes over a conversation's
+    leading messages: `answer` up to and with the last answer, `request` up to the last request whose answer is not
+    known, `retry` the last request's chain together with its whole body.
+    """
+
+    kind: KeyKind
+    name: Text
+    value: Text
+
+
+class Naming(Struct, frozen=True, kw_only=True):
+    """What a request knows about its session: enough for the worker to find or create it, and to learn its keys."""
+
+    session_id: Text
+    """The proposed id, or the worker's own answer once `confirmed`."""
+    confirmed: bool
+    continues: Annotated[list[Text], Meta(max_length=CONTINUES_MAX)] = []
+    """Chain values of the proper prefixes of this conversation, longest first: one that a session holds as `answer`
+    or `request` key proves that the request continues it."""
+    retry: Text = ""
+    """The `retry` key this request would match if it were sent before."""
+    keys: Annotated[list[Key], Meta(max_length=16)] = []
+    """To be recorded with the session.  Chain keys replace the session's older ones."""
+    chain_length: Count = 0
+    """Messages under the chain keys; a shorter chain never replaces a longer one's keys."""
+    header_name: Text = ""
+    header_session_id: Text = ""
+    fingerprint: Text = ""
+    client: Text = ""
+    account: Text = ""
+    reason: Text = ""
+    """Why the daemon proposes this session, in words."""
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """The persisted image of a session's gradient and warming state, one field per column of `session_state`.
+
+    `position` says up to which ledger row it is folded; the checksums are the daemon's, one per group that is
+    restored together or not at all.  Values are as lenient as a damaged row may be: `daemon.state` judges them.
+    """
+
+    generation: Count
+    position: Count
+    dynamic_context_cap: Stored | None
+    bust_rate_ema: float | None
+    inter_bust_interval_ema: float | None
+    last_layer: Stored | None
+    last_known_input: Stored | None
+    last_turn_at: Stored | None
+    last_bust_at: Stored | None
+    gradient_checksum: Stored
+    resolved_conversation_ttl: str | None
+    warmup_state: Annotated[str, Meta(max_length=65_536)] | None
+    warmup_checksum: Stored
+
+
+# -- bodies: daemon to worker ------------------------------------------------------------------------------------
+
+
+class Hello(Struct, frozen=True, kw_only=True):
+    boot: Text
+    instance: Text
+    version: Text
+    pid: int
+
+
+MetricType = Literal["counter", "histogram", "gauge"]
+
+
+class Sample(Struct, frozen=True, array_like=True):
+    name: Text
+    labels: Annotated[list[tuple[Text, Text]], Meta(max_length=8)]
+    value: float
+
+
+class Family(Struct, frozen=True, array_like=True):
+    """One metric of one process, in Prometheus' own terms."""
+
+    name: Text
+    type: MetricType
+    help: Text
+    samples: list[Sample]
+
+
+class Ping(Struct, frozen=True, kw_only=True):
+    metrics: list[Family] | None = None
+    """The daemon's own metrics, counted since its start: the worker adds those of all daemons up."""
+
+
+class IndexRequest(Struct, frozen=True, kw_only=True):
+    before: int = 2**62
+    """Row id to go on below: the newest keys come first."""
+    limit: Count = KEYS_PER_PAGE_MAX
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """Resolve the naming and make the sender the session's owner.  `after` −1: from the snapshot on, else rows
+    after that position (a daemon whose snapshot was damaged asks from 0)."""
+
+    naming: Naming
+    after: int = -1
+
+
+class Booking(Struct, frozen=True, kw_only=True):
+    """The body of BEGIN (row open) and of END (row settled)."""
+
+    naming: Naming
+    row: Row
+    epoch: Count
+    seen: Count
+    """Position up to which the sender has folded this session's rows."""
+
+
+class SnapshotWrite(Struct, frozen=True, kw_only=True):
+    session_id: Text
+    epoch: Count
+    snapshot: Snapshot
+
+
+class Query(Struct, frozen=True, kw_only=True):
+    """A read for `/api` and `/metrics`, answered off the write loop."""
+
+    what: Literal["sessions", "session", "metrics"]
+    session_id: Text = ""
+    after: Text = ""
+    limit: Count = 200
+
+
+class Bye(Struct, frozen=True, kw_only=True):
+    pass
+
+
+# -- bodies: worker to daemon ------------------------------------------------------------------------------------
+
+
+class Welcome(Struct, frozen=True, kw_only=True):
+    boot: Text
+    incarnation: Text
+    """Random id of this store, made anew at creation and at restore."""
+    hash_key: Annotated[str, Meta(min_length=64, max_length=64)]
+    """Hexadecimal key for keyed hashes, made with the database: chains and accounts are equal on every daemon."""
+    version: Text
+    schema: Count
+
+
+class Pong(Struct, frozen=True, kw_only=True):
+    committing: bool = True
+    """False while the store refuses writes (disk full, read-only): acknowledgements are not worth waiting for."""
+
+
+class IndexEntry(Struct, frozen=True, array_like=True):
+    kind: KeyKind
+    value: Text
+    session_id: Text
+
+
+class IndexPage(Struct, frozen=True, kw_only=True):
+    entries: list[IndexEntry]
+    before: int
+    """Pass it on to get the next page; −1 after the last one."""
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """The acknowledgement of one write: what is now committed."""
+
+    sequence: Count
+    session_id: Text = ""
+    """The canonical id: what the proposed one resolved to."""
+    epoch: Count = 0
+    owned: bool = False
+    """The sender owns the session at that epoch."""
+    reason: Text = ""
+    generation: Count = 0
+    position: Count = 0
+    """CLAIM: the snapshot's; END: that of the row just settled."""
+    snapshot: Snapshot | None = None
+    rows: list[Row] = []
+    """Settled rows after the position the sender has seen, oldest first."""
+    more: bool = False
+
+
+class Acks(Struct, frozen=True, kw_only=True):
+    replies: list[Reply]
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """The write named by the frame's sequence will never be accepted (0: the frame had none that could be read)."""
+
+    reason: Text
+
+
+class WhoAreYou(Struct, frozen=True, kw_only=True):
+    """Sent instead of an answer to a peer this boot of the worker has not greeted: say HELLO and send again."""
+
+
+class Lost(Struct, frozen=True, kw_only=True):
+    """Another daemon claimed the session: stop writing snapshots of it."""
+
+    session_id: Text
+    epoch: Count
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """The result of a QUERY with the same sequence: a JSON document."""
+
+    body: msgspec.Raw
+    after: Text = ""
+    """Pass it on to get the next page; empty after the last one."""
+
+
+Body = (
+    Hello
+    | Ping
+    | IndexRequest
+    | Claim
+    | Booking
+    | SnapshotWrite
+    | Query
+    | Bye
+    | Welcome
+    | Pong
+    | IndexPage
+    | Acks
+    | Refusal
+    | WhoAreYou
+    | Lost
+    | Answer
+)
+
+
+class Command(Enum):
+    HELLO = b"HELLO"
+    PING = b"PING"
+    INDEX = b"INDEX"
+    CLAIM = b"CLAIM"
+    BEGIN = b"BEGIN"
+    END = b"END"
+    SNAPSHOT = b"SNAPSHOT"
+    QUERY = b"QUERY"
+    BYE = b"BYE"
+
+    WELCOME = b"WELCOME"
+    PONG = b"PONG"
+    KEYS = b"KEYS"
+    ACK = b"ACK"
+    REFUSED = b"REFUSED"
+    WHO = b"WHO"
+    LOST = b"LOST"
+    ANSWER = b"ANSWER"
+
+
+FROM_DAEMON: Final[dict[Command, type[Body]]] = {
+    Command.HELLO: Hello,
+    Command.PING: Ping,
+    Command.INDEX: IndexRequest,
+    Command.CLAIM: Claim,
+    Command.BEGIN: Booking,
+    Command.END: Booking,
+    Command.SNAPSHOT: SnapshotWrite,
+    Command.QUERY: Query,
+    Command.BYE: Bye,
+}
+FROM_WORKER: Final[dict[Command, type[Body]]] = {
+    Command.WELCOME: Welcome,
+    Command.PONG: Pong,
+    Command.KEYS: IndexPage,
+    Command.ACK: Acks,
+    Command.REFUSED: Refusal,
+    Command.WHO: WhoAreYou,
+    Command.LOST: Lost,
+    Command.ANSWER: Answer,
+}
+WRITES: Final = frozenset({Command.CLAIM, Command.BEGIN, Command.END, Command.SNAPSHOT})
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not this protocol; `sequence` is 0 where none could be read."""
+
+    def __init__(self, reason: str, sequence: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sequence = sequence
+
+
+class Message(Struct, frozen=True):
+    command: Command
+    sequence: int
+    body: Body
+
+
+def encode(command: Command, body: Body, sequence: int = 0) -> list[bytes]:
+    """The four frames of a message."""
+    return [PROTOCOL, command.value, sequence.to_bytes(SEQUENCE_BYTES, "big"), _encoder.encode(body)]
+
+
+def decode(frames: list[bytes], direction: dict[Command, type[Body]]) -> Message:
+    """Read frames that came from outside.  Raises ProtocolError, whatever they hold; never anything else."""
+    if len(frames) != FRAMES:
+        raise ProtocolError(f"{len(frames)} frames instead of {FRAMES}")
+    version, name, number, body = frames
+    if version != PROTOCOL:
+        raise ProtocolError(f"protocol {version[:16]!r}, this is {PROTOCOL!r}")
+    if len(number) != SEQUENCE_BYTES:
+        raise ProtocolError(f"sequence of {len(number)} bytes instead of {SEQUENCE_BYTES}")
+    sequence = int.from_bytes(number, "big")
+    try:
+        command = Command(name)
+        shape = direction[command]
+    except (ValueError, KeyError):
+        raise ProtocolError(f"unknown command {name[:16]!r}", sequence) from None
+    try:
+        return Message(command, sequence, _decoders[shape].decode(body))
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        # msgspec names the field and what was expected of it, never the value: safe to log and to send back.
+        raise ProtocolError(f"{command.value.decode()}: {str(error)[:200]}", sequence) from None
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoders: Final = {shape: msgspec.json.Decoder(shape) for shape in {*FROM_DAEMON.values(), *FROM_WORKER.values()}}

@@ -1,0 +1,329 @@
+"""The worker's loop: receive what is there, commit it in one transaction, acknowledge.
+
+One rule: one thread, and nothing in it waits for anybody but the disk.  A daemon that does not read loses its
+acknowledgements and sends again; a read for people runs in another thread on a connection of its own.
+
+Theory of operation.  There is no timer that collects writes: while one commit is fsynced the next batch gathers in the
+socket, so a lone write is committed at once and a crowd shares its fsyncs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import zmq
+
+from worker import protocol
+from worker.batch import Outcome, Write
+from worker.census import Census
+from worker.metrics import WorkerMetrics, families_of
+from worker.protocol import Command, Message, ProtocolError
+from worker.records import account_of, page_of_sessions
+from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused
+
+BATCH_WRITES_MAX: Final = 2_000
+"""Writes in one transaction: about 100 ms of work, below any daemon's patience."""
+RECEIVE_HWM: Final = 10_000
+SEND_HWM: Final = 1_000
+"""Messages ZeroMQ queues per peer; beyond it acknowledgements are dropped and asked for again."""
+IDLE_SECONDS: Final = 0.5
+"""How long the loop sleeps when nothing happens; then it checkpoints and looks for silent peers."""
+RETRY_SECONDS: Final = (0.1, 5.0)
+"""First and longest pause before a refused transaction is tried again."""
+QUERIES_MAX: Final = 32
+"""Reads waiting for the reading thread; further ones are answered empty."""
+REPLIES_PER_MESSAGE: Final = 200
+SHOWN_ROWS: Final = 50
+"""Newest ledger rows in the account of one session."""
+
+
+class Phase(Enum):
+    """What the loop is doing, as one sentence."""
+
+    IDLE = "nothing has arrived, and when something does…"
+    GATHERING = "…take everything that is there, up to a bound, and…"
+    COMMITTING = "…make it durable in one transaction, and only then…"
+    REPLYING = "…tell every sender, and look again"
+
+
+class Server:
+    """Owns the ROUTER socket.  `run` returns after `stop`; raises StoreRefused when the database is damaged."""
+
+    def __init__(self, store: Store, address: str, *, version: str, boot: str, log: logging.Logger) -> None:
+        self.phase = Phase.IDLE
+        self._store = store
+        self._address = address
+        self._log = log
+        self._welcome = protocol.Welcome(
+            boot=boot,
+            incarnation=store.incarnation,
+            hash_key=store.hash_key,
+            version=version,
+            schema=store.schema,
+        )
+        self._census = Census()
+        self._metrics = WorkerMetrics()
+        self._kept: list[Write] = []
+        self._retry_at = 0.0
+        self._pause_seconds = RETRY_SECONDS[0]
+        self._suspects: set[str] = set()
+        self._stopping = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._queries = Queries(store.path, self._wake)
+        self._context = zmq.Context()
+        self._socket = _router(self._context)
+
+    def run(self) -> None:
+        self._socket.bind(self._address)
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        try:
+            while not self._stopping:
+                idle = not poller.poll(self._patience_milliseconds())
+                self._drain_wake()
+                self._gather()
+                self._commit()
+                self._send_answers()
+                self._rest(idle)
+            self._gather()
+            self._commit()
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Make `run` return after one last batch.  Safe in a signal handler."""
+        self._stopping = True
+        self._wake()
+
+    # -- gathering -------------------------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        self.phase = Phase.GATHERING
+        for _ in range(BATCH_WRITES_MAX):
+            try:
+                sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(sender.decode("ascii", "replace"), frames)
+
+    def _receive(self, boot: str, frames: list[bytes]) -> None:
+        now = time.monotonic()
+        try:
+            message = protocol.decode(frames, protocol.FROM_DAEMON)
+        except ProtocolError as error:
+            self._refuse(boot, error)
+            return
+        if isinstance(message.body, protocol.Hello):
+            self._census.greet(boot, message.body, now)
+            self._send(boot, Command.WELCOME, self._welcome)
+        elif not self._census.heard(boot, now):
+            self._send(boot, Command.WHO, protocol.WhoAreYou(), message.sequence)
+        else:
+            self._take(boot, message)
+
+    def _take(self, boot: str, message: Message) -> None:
+        match message.body:
+            case protocol.Claim() | protocol.Booking() | protocol.SnapshotWrite():
+                # Beyond the bound a write is forgotten: its sender keeps it and sends it again.
+                if len(self._kept) < BATCH_WRITES_MAX:
+                    self._kept.append(Write(boot, message.sequence, message.body))
+            case protocol.Ping(metrics=metrics):
+                if metrics is not None:
+                    self._census.peers[boot].metrics = metrics
+                self._send(boot, Command.PONG, protocol.Pong(committing=not self._retry_at))
+            case protocol.IndexRequest(before=before, limit=limit):
+                page = self._store.keys_before(before, min(limit, protocol.KEYS_PER_PAGE_MAX))
+                self._send(boot, Command.KEYS, page)
+            case protocol.Query(what="metrics"):
+                self._send(boot, Command.ANSWER, self._all_metrics(), message.sequence)
+            case protocol.Query() as query:
+                if not self._queries.ask(boot, message.sequence, query):
+                    self._send(boot, Command.ANSWER, _NO_ANSWER, message.sequence)
+            case protocol.Bye():
+                self._census.leave(boot)
+
+    def _refuse(self, boot: str, error: ProtocolError) -> None:
+        self._metrics.refused.inc()
+        if boot not in self._suspects and len(self._suspects) < SUSPECTS_MAX:
+            self._suspects.add(boot)
+            self._log.warning("refused a frame of %r: %s (further ones of this peer are only counted)", boot, error)
+        self._send(boot, Command.REFUSED, protocol.Refusal(reason=error.reason), error.sequence)
+
+    # -- committing ------------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        if not self._kept or time.monotonic() < self._retry_at:
+            return
+        self.phase = Phase.COMMITTING
+        started = time.monotonic()
+        try:
+            outcome = self._store.commit(self._kept, live=self._census.live(started), now=time.time_ns() // 1_000_000)
+        except StoreBusy as error:
+            self._postpone(error)
+            return
+        self._metrics.commit_seconds.observe(time.monotonic() - started)
+        self._metrics.writes.inc(len(self._kept))
+        self._kept = []
+        self._recovered()
+        self.phase = Phase.REPLYING
+        self._tell(outcome)
+        if self._store.wal_pages() >= CHECKPOINT_PAGES:
+            self._store.checkpoint()
+
+    def _postpone(self, error: StoreBusy) -> None:
+        """Keep the batch, acknowledge nothing, try again after a pause: nothing is lost while the disk is full."""
+        self._metrics.failed_commits.inc()
+        if not self._retry_at:
+            self._log.error("the store can not be written (%s); writes are kept and tried again", error)
+        self._retry_at = time.monotonic() + self._pause_seconds
+        self._pause_seconds = min(self._pause_seconds * 2, RETRY_SECONDS[1])
+
+    def _recovered(self) -> None:
+        if self._retry_at:
+            self._log.warning("the store can be written again")
+        self._retry_at = 0.0
+        self._pause_seconds = RETRY_SECONDS[0]
+
+    # -- replying --------------------------------------------------------------------------------------------------
+
+    def _tell(self, outcome: Outcome) -> None:
+        for boot, lost in outcome.lost:
+            self._send(boot, Command.LOST, lost)
+        small: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
+        for boot, reply in outcome.replies:
+            if reply.rows:
+                # A page of rows fills a message of its own, so that none outgrows the limit.
+                self._send(boot, Command.ACK, protocol.Acks(replies=[reply]))
+            else:
+                small[boot].append(reply)
+        for boot, replies in small.items():
+            for start in range(0, len(replies), REPLIES_PER_MESSAGE):
+                self._send(boot, Command.ACK, protocol.Acks(replies=replies[start : start + REPLIES_PER_MESSAGE]))
+
+    def _send(self, boot: str, command: Command, body: protocol.Body, sequence: int = 0) -> None:
+        frames = [boot.encode("ascii", "replace"), *protocol.encode(command, body, sequence)]
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return  # Its queue is full: it does not read.  It will ask again.
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            # It is gone.  What was to be acknowledged is committed; its next boot finds it.
+
+    def _send_answers(self) -> None:
+        for boot, sequence, answer in self._queries.done():
+            self._send(boot, Command.ANSWER, answer, sequence)
+
+    def _all_metrics(self) -> protocol.Answer:
+        self._metrics.wal_bytes.set(self._store.wal_bytes())
+        families = self._census.metrics(families_of(self._metrics.registry), time.monotonic())
+        return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(families)))
+
+    # -- the loop's own --------------------------------------------------------------------------------------------
+
+    def _patience_milliseconds(self) -> int:
+        if self._retry_at:
+            return max(1, int(1000 * min(IDLE_SECONDS, self._retry_at - time.monotonic())))
+        return int(1000 * IDLE_SECONDS)
+
+    def _rest(self, idle: bool) -> None:
+        if idle:
+            self.phase = Phase.IDLE
+            self._census.forget_silent(time.monotonic())
+            if self._store.wal_pages():
+                self._store.checkpoint()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            return  # The pipe is full: the loop is awake.
+
+    def _drain_wake(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            return
+
+    def _close(self) -> None:
+        self._queries.close()
+        self._socket.close(linger=0)
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+class Queries:
+    """Reads for people, one at a time in a thread and on a read-only connection of their own."""
+
+    def __init__(self, path: Path, wake: Callable[[], None]) -> None:
+        self._path = path
+        self._wake = wake
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queries")
+        self._reader: Reader | None = None
+        self._waiting = 0
+        self._done: deque[tuple[str, int, protocol.Answer]] = deque()
+
+    def ask(self, boot: str, sequence: int, query: protocol.Query) -> bool:
+        """Take a query; False when too many wait."""
+        if self._waiting >= QUERIES_MAX:
+            return False
+        self._waiting += 1
+        self._pool.submit(self._work, boot, sequence, query)
+        return True
+
+    def done(self) -> list[tuple[str, int, protocol.Answer]]:
+        found = [self._done.popleft() for _ in range(len(self._done))]
+        self._waiting -= len(found)
+        return found
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._reader is not None:
+            self._reader.close()
+
+    def _work(self, boot: str, sequence: int, query: protocol.Query) -> None:
+        try:
+            answer = self._read(query)
+        except (StoreBusy, StoreRefused):
+            answer = _NO_ANSWER
+        self._done.append((boot, sequence, answer))
+        self._wake()
+
+    def _read(self, query: protocol.Query) -> protocol.Answer:
+        if self._reader is None:
+            self._reader = Reader(self._path)
+        if query.what == "session":
+            account = account_of(self._reader.execute, query.session_id, SHOWN_ROWS)
+            return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(account)))
+        page = page_of_sessions(self._reader.execute, query.after, min(query.limit, SESSIONS_PER_PAGE_MAX))
+        return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(page.records)), after=page.after)
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.ROUTER)
+    # An acknowledgement that can not be routed raises instead of vanishing; with NOBLOCK one stopped daemon can not
+    # hang the loop, which a blocking send of a mandatory ROUTER at its high-water mark would.
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, protocol.MESSAGE_BYTES_MAX)
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
+    socket.setsockopt(zmq.SNDHWM, SEND_HWM)
+    socket.setsockopt(zmq.LINGER, 0)
+    return socket
+
+
+SUSPECTS_MAX: Final = 1_000
+"""Peers whose refused frames were logged; peers beyond are only counted."""
+SESSIONS_PER_PAGE_MAX: Final = 500
+_NO_ANSWER: Final = protocol.Answer(body=msgspec.Raw(b"null"))

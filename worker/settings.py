@@ -1,0 +1,205 @@
+"""Every setting of both programs: its name, default, unit and rule.
+
+One rule: settings are read once, at start, into one frozen value; what a function needs of them is passed to it.
+Each may be given as a flag (`--tick-seconds`), in the environment (`PERDURE_TICK_SECONDS`), or in a TOML file named by
+`PERDURE_CONFIG` (`tick_seconds`), and is taken from the first of these that has it, else from the default here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+IPC_PATH_BYTES_MAX: Final = 107
+"""The kernel's limit on the path of a unix socket."""
+
+
+class BadSettings(Exception):
+    """The configuration can not be used; the message names the setting, what is wrong with it, and the remedy."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    listen: str = "127.0.0.1:7373"
+    """Where clients connect: host:port.  Elsewhere than loopback only together with a token."""
+    token: str = ""
+    """What clients must send as `x-perdure-token`; empty: nothing is asked for."""
+    anthropic_url: str = "https://api.anthropic.com"
+    openai_url: str = "https://api.openai.com"
+    providers: dict[str, str] = field(default_factory=dict)
+    """Further providers, name → origin plus prefix; `/NAME/v1/…` reaches one."""
+    ca_file: str = ""
+    """Certificates to trust for providers, instead of the system's."""
+    state_dir: str = ""
+    runtime_dir: str = ""
+    worker_url: str = ""
+    tick_seconds: float = 30.0
+    """How often what changed in a session's state is written as a snapshot."""
+    daemons: int = 1
+    """How many request daemons `perdure up` starts."""
+    drain_seconds: float = 30.0
+    """How long streams may go on after SIGTERM."""
+    outbox_writes: int = 150_000
+    """Writes a daemon keeps for an absent worker: ten minutes at 100 turns a second, two writes each, and some."""
+    body_bytes: int = 64 * 1024 * 1024
+    """Largest request body of a turn that is read; providers refuse at 32 MB."""
+    log_level: str = "info"
+
+    @property
+    def listen_host(self) -> str:
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def database(self) -> Path:
+        return Path(self.state_dir) / "perdure.db"
+
+    @property
+    def provider_urls(self) -> dict[str, str]:
+        return {**self.providers, "anthropic": self.anthropic_url, "openai": self.openai_url}
+
+
+def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """The settings in force.  Raises BadSettings."""
+    path = flags.get("config") or environ.get("PERDURE_CONFIG", "")
+    table = _read(Path(path)) if path else {}
+    known = set(Settings.__struct_fields__)
+    for name in table:
+        if name not in known:
+            raise BadSettings(f"{path}: unknown key {name!r}{_nearest(name, known)}")
+    given: dict[str, Any] = {}
+    for name in known:
+        value, origin = _first(name, flags, environ, table, path)
+        if value is not None:
+            given[name] = _typed(name, value, origin)
+    return _checked(_placed(Settings(**given), environ))
+
+
+def _first(
+    name: str, flags: Mapping[str, str], environ: Mapping[str, str], table: Mapping[str, Any], path: str
+) -> tuple[Any, str]:
+    if flags.get(name) is not None:
+        return flags[name], f"--{name.replace('_', '-')}"
+    variable = f"PERDURE_{name.upper()}"
+    # An empty variable is an unset one: that is what service managers and shells leave behind.
+    if environ.get(variable) and name != "providers":
+        return environ[variable], variable
+    return table.get(name), f"{path}: {name}"
+
+
+def _typed(name: str, value: Any, origin: str) -> Any:
+    default = {"providers": {}}.get(name, getattr(_DEFAULTS, name))
+    try:
+        if isinstance(default, dict):
+            return _provider_table(value, origin)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        if isinstance(default, str):
+            return str(value)
+        return type(default)(value)
+    except ValueError:
+        kind = {"float": "a number", "int": "a whole number", "str": "a text", "dict": "a table"}
+        raise BadSettings(f"{origin}: {value!r} is not {kind[type(default).__name__]}") from None
+
+
+def _provider_table(value: Any, origin: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError
+    for name, url in value.items():
+        if not name.isidentifier() or name in _OWN_PATHS or not isinstance(url, str):
+            raise BadSettings(f'{origin}.{name}: a provider is NAME = "https://…", with a name of letters and digits')
+        _url(f"{origin}.{name}", url)
+    return dict(value)
+
+
+def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """Directories and the worker's address, where they were not given."""
+    state = settings.state_dir or environ.get("STATE_DIRECTORY", "").split(":")[0]
+    state = state or platformdirs.user_state_dir("perdure", appauthor=False)
+    state = str(Path(state).expanduser().absolute())
+    runtime = settings.runtime_dir or environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if not runtime and environ.get("XDG_RUNTIME_DIR"):
+        runtime = str(Path(environ["XDG_RUNTIME_DIR"]) / "perdure")
+    runtime = str(Path(runtime or Path(state) / "run").expanduser().absolute())
+    url = settings.worker_url or f"ipc://{runtime}/worker.sock"
+    return replace(settings, state_dir=state, runtime_dir=runtime, worker_url=url)
+
+
+def _checked(settings: Settings) -> Settings:
+    host, _, port = settings.listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise BadSettings(f"PERDURE_LISTEN: {settings.listen!r} is not host:port, for example 127.0.0.1:7373")
+    if not settings.token and not _is_loopback(settings.listen_host):
+        raise BadSettings(
+            f"PERDURE_LISTEN: {settings.listen} is reachable from other machines; set PERDURE_TOKEN "
+            "(clients send it as x-perdure-token), or listen on 127.0.0.1"
+        )
+    for name in ("anthropic_url", "openai_url"):
+        _url(f"PERDURE_{name.upper()}", getattr(settings, name))
+    if settings.worker_url.startswith("tcp://"):
+        raise BadSettings("PERDURE_WORKER_URL: tcp:// needs CURVE keys, which this version does not have; use ipc://")
+    if not settings.worker_url.startswith("ipc://"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} is not ipc://PATH")
+    path = settings.worker_url.removeprefix("ipc://")
+    if len(path.encode()) > IPC_PATH_BYTES_MAX:
+        raise BadSettings(
+            f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
+            "set PERDURE_RUNTIME_DIR to a shorter directory"
+        )
+    for name, low, high in _RANGES:
+        if not low <= getattr(settings, name) <= high:
+            raise BadSettings(f"PERDURE_{name.upper()}: {getattr(settings, name)} is not between {low} and {high}")
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        raise BadSettings(f"PERDURE_LOG_LEVEL: {settings.log_level!r} is not debug, info, warning or error")
+    return settings
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables: what a supervisor hands to its children."""
+    names = [name for name in Settings.__struct_fields__ if name != "providers"]
+    return {f"PERDURE_{name.upper()}": str(getattr(settings, name)) for name in names}
+
+
+def _url(origin: str, value: str) -> None:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise BadSettings(f"{origin}: {value!r} is not http(s)://host[:port][/prefix]")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BadSettings(f"{path}: {error.strerror}; PERDURE_CONFIG names a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path}: not TOML: {error}") from None
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+_DEFAULTS: Final = Settings()
+_OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
+_RANGES: Final = (
+    ("tick_seconds", 0.05, 3_600.0),
+    ("daemons", 1, 64),
+    ("drain_seconds", 0.0, 3_600.0),
+    ("outbox_writes", 100, 10_000_000),
+    ("body_bytes", 1_024, 1_024**3),
+)
