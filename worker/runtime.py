@@ -41,11 +41,13 @@ def start_logging(program: str, level: str) -> logging.Logger:
     formatter = logging.Formatter(form, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
-    logger = logging.getLogger("perdure")
-    logger.handlers = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
-    return logger
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Libraries speak up only when something is wrong.
+    root.setLevel(logging.WARNING)
+    for name in ("daemon", "worker"):
+        logging.getLogger(name).setLevel(level.upper())
+    return logging.getLogger(program)
 
 
 def die_with_parent() -> None:

@@ -1,0 +1,52 @@
+"""The request daemon as a process: settings → loop → daemon → exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from logging import Logger
+
+import uvloop
+
+from daemon.app import BackgroundFailed, Daemon
+from daemon.http_server import CannotListen
+from worker import runtime
+from worker.settings import BadSettings, Settings, load
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    try:
+        if arguments:
+            raise runtime.Fatal(runtime.EXIT_USAGE, f"unknown argument {arguments[0]!r}; settings come from PERDURE_*")
+        settings = load({}, os.environ)
+        runtime.die_with_parent()
+        log = runtime.start_logging("daemon", settings.log_level)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, log))
+    except BadSettings as error:
+        runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
+    except CannotListen as error:
+        runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_UNAVAILABLE, str(error)))
+    except BackgroundFailed as error:
+        runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_INTERNAL, f"internal error: {error}"))
+    except runtime.Fatal as fatal:
+        runtime.leave("perdure daemon", fatal)
+    return runtime.EXIT_OK
+
+
+async def _serve(settings: Settings, log: Logger) -> None:
+    # A supervisor names its children, and gives several of them one listening socket.
+    instance = os.environ.get("SUPERVISOR_PROCESS_NAME") or f"daemon@{settings.listen}"
+    descriptor = os.environ.get("PERDURE_LISTEN_FD", "")
+    daemon = Daemon(settings, instance=instance, listen_fd=int(descriptor) if descriptor else None, log=log)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    await daemon.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

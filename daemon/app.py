@@ -1,0 +1,197 @@
+"""One request daemon: its parts, the order in which they start, and the order in which they stop.
+
+One rule: what runs in the background takes the process with it when it fails; a supervisor restarts it, and nothing
+that matters was only in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from importlib.metadata import version
+from typing import Any, Final
+
+from daemon.cost import Prices
+from daemon.gateway import Gateway
+from daemon.http_server import HttpServer
+from daemon.index import KeyIndex
+from daemon.metrics import Metrics
+from daemon.outbox import Outbox
+from daemon.own import OwnPaths
+from daemon.sessions import Sessions
+from daemon.upstream import Upstream
+from daemon.worker_client import WorkerClient
+from worker import protocol
+from worker.metrics import families_of
+from worker.settings import Settings
+
+IDLE_DRAIN_SECONDS: Final = 2.0
+"""How long idle connections live on after SIGTERM: a request may already be on its way on them."""
+FLUSH_SECONDS: Final = 10.0
+"""How long the last writes may take to be acknowledged before the process ends without them."""
+
+
+class Phase(Enum):
+    """The process's life, as one sentence."""
+
+    STARTING = "it listens, but holds turns back until it knows the newest keys, then it is…"
+    RUNNING = "…answering, until it is told to stop and is…"
+    DRAINING = "…taking nothing new and letting streams finish, and then…"
+    FLUSHING = "…writing what changed and waiting for the worker's word, and then it is…"
+    STOPPED = "…gone, with nothing lost"
+
+
+_MOVES: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.DRAINING}),
+    Phase.RUNNING: frozenset({Phase.DRAINING}),
+    Phase.DRAINING: frozenset({Phase.FLUSHING}),
+    Phase.FLUSHING: frozenset({Phase.STOPPED}),
+    Phase.STOPPED: frozenset(),
+}
+
+
+class BackgroundFailed(Exception):
+    """Something that must run for as long as the process does has ended."""
+
+
+class Daemon:
+    """Everything one daemon is made of.  Made inside a running event loop."""
+
+    def __init__(self, settings: Settings, *, instance: str, listen_fd: int | None, log: logging.Logger) -> None:
+        self.phase = Phase.STARTING
+        self._settings = settings
+        self._listen_fd = listen_fd
+        self._log = log
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        boot = f"{instance}-{secrets.token_hex(6)}"
+        self._outbox = Outbox(settings.outbox_writes)
+        self._metrics = Metrics()
+        self._sessions = Sessions(boot=boot, index=KeyIndex(), log=log)
+        self._link = WorkerClient(
+            address=settings.worker_url,
+            hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
+            outbox=self._outbox,
+            metrics=self._families,
+            log=log,
+        )
+        self._sessions.start(self._link)
+        self._own = OwnPaths(link=self._link, metrics=self._families)
+        self._upstream = Upstream(ca_file=settings.ca_file)
+        self._server = HttpServer()
+        self._gateway = Gateway(
+            boot=boot,
+            urls=settings.provider_urls,
+            token=settings.token,
+            body_bytes_max=settings.body_bytes,
+            own=self._own,
+            sessions=self._sessions,
+            link=self._link,
+            upstream=self._upstream,
+            prices=Prices(),
+            metrics=self._metrics,
+            now=lambda: time.time_ns() // 1_000_000,
+            draw_id=lambda: secrets.token_hex(16),
+            log=log,
+        )
+
+    async def run(self) -> None:
+        """Serve until `stop`.  Raises CannotListen, or BackgroundFailed."""
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        await self._server.start(
+            self._gateway.handle,
+            host=self._settings.listen_host,
+            port=self._settings.listen_port,
+            listen_fd=self._listen_fd,
+        )
+        self._link.start(self._sessions)
+        background = [
+            asyncio.create_task(self._link.run(), name="link"),
+            asyncio.create_task(tick(self._settings.tick_seconds, self._flush), name="tick"),
+        ]
+        for task in background:
+            task.add_done_callback(self._on_background_end)
+        self._log.info("listening on %s:%d", self._settings.listen_host, self._server.port)
+        await self._own.wait_for_preload()
+        if self.phase is Phase.STARTING:
+            self._become(Phase.RUNNING)
+        self._log.info("%s", self._own.readiness()["status"])
+        await self._stop.wait()
+        await self._shut_down(background)
+        if self._failure is not None:
+            raise BackgroundFailed(repr(self._failure)) from self._failure
+
+    def stop(self) -> None:
+        """Begin to drain; a second call ends the patience with streams that still run."""
+        if self._stop.is_set():
+            self._log.warning("told to stop again: streams are cut")
+            asyncio.get_running_loop().create_task(self._server.close())
+        self._stop.set()
+
+    async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
+        """The order of stopping: nothing new, streams, settled rows, snapshots, goodbye."""
+        self._become(Phase.DRAINING)
+        self._own.is_draining = True
+        await self._server.drain(IDLE_DRAIN_SECONDS, self._settings.drain_seconds)
+        self._become(Phase.FLUSHING)
+        deadline = time.monotonic() + FLUSH_SECONDS
+        # Snapshots are taken of acknowledged rows only, so the rows go first.
+        if await self._link.emptied(deadline):
+            self._flush()
+            await self._link.emptied(deadline)
+        if len(self._outbox):
+            self._log.error("stopped with %d writes the worker has not acknowledged", len(self._outbox))
+        for task in background:
+            task.remove_done_callback(self._on_background_end)
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        self._link.close()
+        await self._upstream.close()
+        self._become(Phase.STOPPED)
+        self._log.info("stopped")
+
+    def _flush(self) -> None:
+        self._metrics.snapshots.inc(self._sessions.flush())
+
+    def _families(self) -> list[protocol.Family]:
+        """What this daemon counts, with its gauges as they are now."""
+        self._metrics.outbox_writes.set(len(self._outbox))
+        self._metrics.outbox_oldest.set(self._outbox.oldest_seconds(time.monotonic()))
+        self._metrics.worker_up.set(int(self._link.is_heard))
+        for name, count in self._sessions.counts().items():
+            self._metrics.sessions.labels(name).set(count)
+        return families_of(self._metrics.registry)
+
+    def _become(self, phase: Phase) -> None:
+        assert phase in _MOVES[self.phase], (self.phase, phase)
+        self.phase = phase
+
+    def _on_background_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._fail(task.exception() or BackgroundFailed(f"{task.get_name()} ended"))
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None:
+            loop.default_exception_handler(context)
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._log.critical("stopping: %r", error, exc_info=error)
+        self._failure = self._failure or error
+        self._stop.set()
+
+
+async def tick(
+    interval_seconds: float, work: Callable[[], None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Do the work once per interval, until cancelled.  `sleep` is the clock."""
+    while True:
+        await sleep(interval_seconds)
+        work()

@@ -1,0 +1,130 @@
+"""One turn's two writes: the open row that is sent with the request, the settled row that is sent with the answer.
+
+One rule: a turn that was begun is ended exactly once, whatever happens to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from daemon.cost import Prices
+from daemon.identity import Known, answered
+from daemon.metrics import Metrics
+from daemon.providers import Answer, Turn
+from daemon.sessions import Held, Sessions
+from daemon.worker_client import WorkerClient
+from worker import protocol
+from worker.protocol import Command, Naming, Row, Status
+
+
+class Booking:
+    """The ledger's side of one turn.  `begin` raises OutboxFull."""
+
+    def __init__(
+        self,
+        *,
+        held: Held,
+        naming: Naming,
+        known: Known,
+        row: Row,
+        sessions: Sessions,
+        link: WorkerClient,
+        prices: Prices,
+        metrics: Metrics,
+        now: Callable[[], int],
+    ) -> None:
+        self._held = held
+        self._naming = naming
+        self._known = known
+        self._row = row
+        self._sessions = sessions
+        self._link = link
+        self._prices = prices
+        self._metrics = metrics
+        self._now = now
+        self._begun = 0
+        self.is_settled = False
+
+    @property
+    def session_id(self) -> str:
+        """The session's id as it is known now: an acknowledgement may have told its true one."""
+        return self._sessions.current(self._held).session_id
+
+    def begin(self) -> None:
+        self._begun = self._put(Command.BEGIN, self._row, self._naming)
+        self._held.turns_in_flight += 1
+        self._sessions.begun(self._held, self._naming)
+
+    async def is_begun(self) -> bool:
+        """Wait, a little, until identity and the open row are committed."""
+        return await self._link.acknowledged(self._begun)
+
+    def settle(self, answer: Answer, status: Status, http_status: int) -> int:
+        """Write the end; gives its sequence.  Never waits: a handler that is being cancelled can do it too."""
+        assert not self.is_settled
+        self.is_settled = True
+        self._row = self._settled_row(answer, status, http_status)
+        naming = self._naming
+        if status == "complete":
+            naming = answered(naming, self._known, answer.unit, self._sessions.hash_key)
+        self._held.turns_in_flight -= 1
+        self._sessions.settled(self._held, naming, self._row)
+        self._metrics.settled(
+            self._row, model_is_known=bool(self._prices.cap_ceiling(self._row.provider, self._row.model))
+        )
+        return self._put(Command.END, self._row, naming)
+
+    def _put(self, command: Command, row: Row, naming: Naming) -> int:
+        held = self._sessions.current(self._held)
+        body = protocol.Booking(naming=naming, row=row, epoch=held.epoch, seen=held.position)
+        return self._link.put(command, body)
+
+    def _settled_row(self, answer: Answer, status: Status, http_status: int) -> Row:
+        row = self._row
+        cost = None
+        if answer.usage is not None:
+            cost = self._prices.price_nanousd(row.provider, row.model, answer.usage, row.started_at)
+        return replace(
+            row,
+            status=status,
+            # A row is settled once it has an end; the clock may have stepped back since its start.
+            ended_at=max(self._now(), row.started_at, 1),
+            http_status=http_status,
+            usage=answer.usage,
+            cost_nanousd=cost,
+            price_version=self._prices.price_version() if cost is not None else "",
+            text_only=answer.text_only,
+        )
+
+
+def open_row(
+    *,
+    event_id: str,
+    held: Held,
+    reason: str,
+    turn: Turn,
+    known: Known,
+    provider: str,
+    boot: str,
+    started_at: int,
+    prices: Prices,
+) -> Row:
+    return Row(
+        event_id=event_id,
+        session_id=held.session_id,
+        kind="turn",
+        status="interrupted",
+        started_at=started_at,
+        provider=provider,
+        protocol=turn.protocol,
+        model=turn.model,
+        client=known.client,
+        account=known.account,
+        boot=boot,
+        reason=reason,
+        message_count=turn.message_count,
+        cap_ceiling=prices.cap_ceiling(provider, turn.model),
+        user_turn=turn.user_turn,
+    )

@@ -1,0 +1,283 @@
+"""The way of one request, top to bottom.
+
+One rule: bytes are the client's.  What is learned is learned from copies, and nothing that goes wrong on the side of
+learning changes what the client and the provider say to each other.
+
+    bytes → limits → parse → who speaks → hold the session → begin → provider → begin acknowledged → first byte out
+          → stream while a reader looks on → end → end acknowledged → last byte out
+
+Both acknowledgements are waited for while the provider works or has just finished, at most 250 ms and only while the
+worker is heard; so the client's first byte proves its session's identity, and its last byte its usage.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from daemon import providers
+from daemon.booking import Booking, open_row
+from daemon.cost import Prices
+from daemon.http_server import BodyBroken, BodyTooLarge, ClientGone, Incoming
+from daemon.identity import Headers, Known, known_from, naming_of, with_chain
+from daemon.metrics import Metrics
+from daemon.outbox import OutboxFull
+from daemon.own import OwnPaths
+from daemon.providers import Answer, Turn, error_body
+from daemon.routing import Route, is_own, route_of
+from daemon.sessions import Sessions
+from daemon.upstream import Reply, Upstream, UpstreamCut, UpstreamError, UpstreamTimeout
+from daemon.worker_client import WorkerClient
+from worker.protocol import Status
+
+JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream"
+SESSION_HEADER: Final = "x-perdure-session"
+TOKEN_HEADER: Final = "x-perdure-token"  # noqa: S105 - a header's name
+FULL_RETRY_SECONDS: Final = 10
+"""`retry-after` of a 503: a worker that is back empties a full outbox in about that time."""
+
+
+class Gateway:
+    """Handles every request of one daemon."""
+
+    def __init__(
+        self,
+        *,
+        boot: str,
+        urls: Mapping[str, str],
+        token: str,
+        body_bytes_max: int,
+        own: OwnPaths,
+        sessions: Sessions,
+        link: WorkerClient,
+        upstream: Upstream,
+        prices: Prices,
+        metrics: Metrics,
+        now: Callable[[], int],
+        draw_id: Callable[[], str],
+        log: logging.Logger,
+    ) -> None:
+        self._boot = boot
+        self._urls = urls
+        self._token = token
+        self._body_bytes_max = body_bytes_max
+        self._own = own
+        self._sessions = sessions
+        self._link = link
+        self._upstream = upstream
+        self._prices = prices
+        self._metrics = metrics
+        self._now = now
+        self._draw_id = draw_id
+        self._log = log
+
+    async def handle(self, incoming: Incoming) -> None:
+        """Answer one request."""
+        route = route_of(incoming.method, incoming.target, incoming.headers, self._urls)
+        try:
+            if not self._is_allowed(incoming):
+                await _refuse(incoming, route, 401, f"perdure asks for its token in the header {TOKEN_HEADER}")
+            elif incoming.method == "HEAD" and incoming.path == "/":
+                await incoming.respond(200, b"", JSON)
+            elif is_own(incoming.path):
+                await self._own.handle(incoming)
+            elif _is_websocket(incoming, route):
+                # Codex asks for a WebSocket first; this status makes it use HTTP at once, any other after seconds.
+                await _refuse(incoming, route, 426, "no WebSocket here; use HTTP", (("Upgrade", "HTTP/1.1"),))
+            elif route.is_turn:
+                await self._turn(incoming, route)
+            else:
+                await self._pass(incoming, route, incoming.chunks() if incoming.has_body else None)
+        except BodyTooLarge as error:
+            await _refuse(incoming, route, 413, f"{error}; raise PERDURE_BODY_BYTES if it is meant")
+        except BodyBroken as error:
+            await _refuse(incoming, route, 400, str(error))
+        except ClientGone:
+            return  # Nobody is there to be told, and what was to be booked is booked.
+
+    # -- a turn ------------------------------------------------------------------------------------------------------
+
+    async def _turn(self, incoming: Incoming, route: Route) -> None:
+        arrived = time.monotonic()
+        started_at = self._now()
+        body = await incoming.read(self._body_bytes_max)
+        turn = providers.parse_turn(route.speaks, body)
+        if turn is None:
+            # Not JSON, or not an object: no turn of any conversation.  The provider says so in its own words.
+            await self._pass(incoming, route, body)
+            return
+        await self._own.identifiable()
+        try:
+            booking = await self._begin(incoming.headers, route, turn, body, started_at)
+        except OutboxFull:
+            retry = (("retry-after", str(FULL_RETRY_SECONDS)),)
+            await _refuse(incoming, route, 503, "perdure's store has been away for too long; try again soon", retry)
+            return
+        try:
+            await self._exchange(incoming, route, body, booking, arrived)
+        finally:
+            # The client left, or the drain's limit came: what was seen of the answer is what is booked.
+            if not booking.is_settled:
+                booking.settle(Answer(), "interrupted", 0)
+            self._metrics.request_seconds.observe(time.monotonic() - arrived)
+
+    async def _begin(self, headers: Headers, route: Route, turn: Turn, body: bytes, started_at: int) -> Booking:
+        """Find the session and write the begin: it travels to the worker while the provider works."""
+        known = self._known(headers, turn, body)
+        held, naming = await self._sessions.hold(naming_of(known, self._draw_id()))
+        row = open_row(
+            event_id=self._draw_id(),
+            held=held,
+            reason=naming.reason,
+            turn=turn,
+            known=known,
+            provider=route.provider,
+            boot=self._boot,
+            started_at=started_at,
+            prices=self._prices,
+        )
+        booking = Booking(
+            held=held,
+            naming=naming,
+            known=known,
+            row=row,
+            sessions=self._sessions,
+            link=self._link,
+            prices=self._prices,
+            metrics=self._metrics,
+            now=self._now,
+        )
+        booking.begin()
+        return booking
+
+    def _known(self, headers: Headers, turn: Turn, body: bytes) -> Known:
+        hash_key = self._sessions.hash_key
+        known = known_from(headers, turn, hash_key)
+        if known.minted is None and hash_key is not None and not turn.has_state:
+            known = with_chain(known, providers.units_of(turn), body, hash_key)
+        return known
+
+    async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, arrived: float) -> None:
+        """Send the request and bring the answer back, or say in the provider's shape why there is none."""
+        try:
+            async with self._upstream.send(incoming.method, route.url, _passed(incoming.headers), body) as reply:
+                await self._acknowledge(booking.is_begun())
+                self._metrics.first_byte_seconds.observe(time.monotonic() - arrived)
+                mark = (SESSION_HEADER, booking.session_id)
+                await incoming.start(reply.status, reply.reason, [*reply.headers, mark])
+                await self._stream(incoming, route, reply, booking)
+        except UpstreamCut as error:
+            self._log.info("session %s: %s", booking.session_id, error)
+            incoming.cut()
+        except UpstreamError as error:
+            if incoming.started:
+                raise
+            await self._unanswered(incoming, route, booking, error)
+
+    async def _stream(self, incoming: Incoming, route: Route, reply: Reply, booking: Booking) -> None:
+        """Pass the answer on as it arrives; hold back what would complete it until its end is committed.
+
+        An event stream is complete for its reader with its last event, any other body with its last byte.
+        """
+        is_event_stream = _header(reply.headers, "content-type").startswith(EVENT_STREAM)
+        encoding = _header(reply.headers, "content-encoding")
+        reader = providers.reader(route.speaks, event_stream=is_event_stream, encoding=encoding)
+        held_back = b""
+        is_whole = False
+        try:
+            async for chunk in reply.chunks():
+                reader.feed(chunk)
+                if not is_event_stream:
+                    held_back, chunk = chunk, held_back
+                elif reader.terminal and not booking.is_settled:
+                    await self._settle(booking, reader.close(whole=False), reply)
+                await incoming.write(chunk)
+            is_whole = True
+        finally:
+            # Cut, cancelled, or the client is gone: settle with what was seen, and wait for nobody.
+            if not is_whole and not booking.is_settled:
+                _book(booking, reader.close(whole=False), reply)
+        if not booking.is_settled:
+            answer = reader.close(whole=True)
+            # A whole document that can not be read is a complete answer of unknown usage all the same.
+            await self._settle(booking, answer if is_event_stream else replace(answer, finished=True), reply)
+        await incoming.write(held_back)
+        await incoming.end()
+
+    async def _settle(self, booking: Booking, answer: Answer, reply: Reply) -> None:
+        sequence = _book(booking, answer, reply)
+        await self._acknowledge(self._link.acknowledged(sequence))
+
+    async def _acknowledge(self, waiting: Awaitable[bool]) -> None:
+        asked = time.monotonic()
+        if await waiting:
+            self._metrics.ack_seconds.observe(time.monotonic() - asked)
+        else:
+            self._metrics.unacknowledged.inc()
+
+    async def _unanswered(self, incoming: Incoming, route: Route, booking: Booking, error: UpstreamError) -> None:
+        """The provider gave no answer: say so in its own shape, and book the turn as an error."""
+        status = 504 if isinstance(error, UpstreamTimeout) else 502
+        self._log.warning("session %s: %s", booking.session_id, error)
+        sequence = booking.settle(Answer(), "error", status)
+        await self._acknowledge(self._link.acknowledged(sequence))
+        await _refuse(incoming, route, status, str(error), ((SESSION_HEADER, booking.session_id),))
+
+    # -- everything else ---------------------------------------------------------------------------------------------
+
+    async def _pass(self, incoming: Incoming, route: Route, body: bytes | AsyncIterator[bytes] | None) -> None:
+        """A request that is no turn: there and back, nothing learned."""
+        try:
+            async with self._upstream.send(incoming.method, route.url, _passed(incoming.headers), body) as reply:
+                await incoming.start(reply.status, reply.reason, reply.headers)
+                async for chunk in reply.chunks():
+                    await incoming.write(chunk)
+                await incoming.end()
+        except UpstreamCut:
+            incoming.cut()
+        except UpstreamError as error:
+            if incoming.started:
+                raise
+            self._log.warning("%s", error)
+            await _refuse(incoming, route, 504 if isinstance(error, UpstreamTimeout) else 502, str(error))
+
+    def _is_allowed(self, incoming: Incoming) -> bool:
+        if not self._token:
+            return True
+        return hmac.compare_digest(incoming.header(TOKEN_HEADER).encode(), self._token.encode())
+
+
+def _book(booking: Booking, answer: Answer, reply: Reply) -> int:
+    return booking.settle(answer, _status(answer, reply.status), reply.status)
+
+
+def _status(answer: Answer, http_status: int) -> Status:
+    """What became of a turn whose answer was seen as far as it came."""
+    if http_status >= 400 or answer.failed:
+        return "error"
+    return "complete" if answer.finished else "interrupted"
+
+
+def _is_websocket(incoming: Incoming, route: Route) -> bool:
+    return route.path == "/v1/responses" and incoming.header("upgrade").lower() == "websocket"
+
+
+def _passed(headers: Headers) -> list[tuple[str, str]]:
+    """The client's headers without those that are perdure's alone."""
+    return [(name, value) for name, value in headers if name.lower() != TOKEN_HEADER]
+
+
+def _header(headers: Headers, name: str) -> str:
+    return next((value for key, value in headers if key.lower() == name), "").lower()
+
+
+async def _refuse(incoming: Incoming, route: Route, status: int, message: str, headers: Headers = ()) -> None:
+    """An error of our own, in the shape of the provider the client thinks it speaks to."""
+    if not incoming.started:
+        await incoming.respond(status, error_body(route.speaks, status, message), JSON, headers)

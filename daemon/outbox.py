@@ -1,0 +1,99 @@
+"""Writes the worker has not acknowledged yet.
+
+One rule: only an acknowledgement removes a write.  Everything else — a send that succeeded, a connection that is up —
+says nothing about durability.
+
+Pure: the wire and the clock are the caller's.  `next_due` says what to send now, `sent` that it was handed to the
+wire, `acked` that it is committed, `resend_all` that a new worker is there.  Silence makes a write due again, also
+while connected: what dies with a worker is the head of the queue, so later writes may overtake the ones sent again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from msgspec import Struct
+
+from worker.protocol import Booking, Claim, Command, SnapshotWrite
+
+RESEND_SECONDS: Final = 1.0
+"""Silence after which a write is sent again: several commits of a loaded worker."""
+IN_FLIGHT_MAX: Final = 1_000
+"""Writes sent and not acknowledged: half of what the worker takes into one batch, so that a backlog is not sent only
+to be forgotten."""
+
+Body = Claim | Booking | SnapshotWrite
+
+
+class OutboxFull(Exception):
+    """The worker has been away for longer than the outbox was made for."""
+
+
+class Entry(Struct):
+    sequence: int
+    command: Command
+    body: Body
+    put_at: float
+    sent_at: float = -1.0
+    """When it was last handed to the wire; negative while it was not."""
+
+
+class Outbox:
+    """Sequence numbers, order, bound, resend.  Times are monotonic seconds."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._sequence = 0
+        self._unsent: OrderedDict[int, Entry] = OrderedDict()
+        self._in_flight: OrderedDict[int, Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._in_flight)
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence in self._unsent or sequence in self._in_flight
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= self._limit
+
+    def put(self, command: Command, body: Body, now: float) -> int:
+        """Keep a write; gives its sequence.  Raises OutboxFull, except for an END: its turn was already let in."""
+        if self.is_full and command is not Command.END:
+            raise OutboxFull
+        self._sequence += 1
+        self._unsent[self._sequence] = Entry(self._sequence, command, body, now)
+        return self._sequence
+
+    def next_due(self, now: float) -> Entry | None:
+        """The write to send next: the longest silent one, then the oldest unsent one, within the window."""
+        if self._in_flight:
+            oldest = next(iter(self._in_flight.values()))
+            if now - oldest.sent_at >= RESEND_SECONDS:
+                return oldest
+        if self._unsent and len(self._in_flight) < IN_FLIGHT_MAX:
+            return next(iter(self._unsent.values()))
+        return None
+
+    def sent(self, entry: Entry, now: float) -> None:
+        """The entry was handed to the wire: it stays here, and is due again after silence."""
+        entry.sent_at = now
+        self._unsent.pop(entry.sequence, None)
+        self._in_flight[entry.sequence] = entry
+        self._in_flight.move_to_end(entry.sequence)
+
+    def acked(self, sequence: int) -> Entry | None:
+        """Remove a committed write; None when it is not here: acknowledged before, or never ours."""
+        return self._in_flight.pop(sequence, None) or self._unsent.pop(sequence, None)
+
+    def resend_all(self) -> None:
+        """A new worker is there, which has seen nothing that is still here: everything again, in order."""
+        everything = sorted([*self._in_flight.values(), *self._unsent.values()], key=lambda entry: entry.sequence)
+        self._in_flight.clear()
+        self._unsent = OrderedDict((entry.sequence, entry) for entry in everything)
+
+    def oldest_seconds(self, now: float) -> float:
+        """Age of the oldest write kept, 0 when there is none."""
+        ages = [now - next(iter(part.values())).put_at for part in (self._unsent, self._in_flight) if part]
+        return max(ages, default=0.0)

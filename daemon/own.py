@@ -1,0 +1,123 @@
+"""perdure's own paths: is it alive, is it ready, what has it counted, what does it know.
+
+One rule: reading only, and nothing here waits for the worker longer than a reader's patience.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, Final
+from urllib.parse import unquote
+
+import msgspec
+import orjson
+
+from daemon.http_server import Incoming
+from daemon.views import account_object, session_object
+from daemon.worker_client import LinkState, WorkerClient
+from worker import protocol
+from worker.metrics import exposition
+from worker.records import Account, Record
+
+PRELOAD_WAIT_SECONDS: Final = 2.0
+"""How long after its start a daemon holds turns back until it knows the newest keys: a restarted worker needs a
+fraction of it, and an absent one must not keep requests waiting."""
+JSON: Final = "application/json"
+EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class OwnPaths:
+    def __init__(self, *, link: WorkerClient, metrics: Callable[[], list[protocol.Family]]) -> None:
+        self._link = link
+        self._metrics = metrics
+        self._given_up = asyncio.Event()
+        self.is_draining = False
+
+    async def wait_for_preload(self) -> None:
+        """Runs once at start: after it, requests are identified with or without the worker."""
+        try:
+            async with asyncio.timeout(PRELOAD_WAIT_SECONDS):
+                await self._link.preloaded.wait()
+        except TimeoutError:
+            pass  # No worker: requests go on without it (degraded).
+        self._given_up.set()
+
+    async def identifiable(self) -> None:
+        """Return when requests may be identified."""
+        await self._given_up.wait()
+
+    async def handle(self, incoming: Incoming) -> None:
+        if incoming.method not in ("GET", "HEAD"):
+            await _say(incoming, 405, {"error": "only GET here"})
+        elif incoming.path == "/healthz":
+            await _say(incoming, 200, {"status": "alive", "version": version("perdure")})
+        elif incoming.path == "/readyz":
+            ready = self.readiness()
+            await _say(incoming, 503 if ready["status"] == "unready" else 200, ready)
+        elif incoming.path == "/metrics":
+            await incoming.respond(200, exposition(await self._all_metrics()), EXPOSITION)
+        elif incoming.path == "/api/sessions":
+            await self._sessions(incoming)
+        elif incoming.path.startswith("/api/sessions/"):
+            await self._session(incoming, unquote(incoming.path.removeprefix("/api/sessions/")))
+        else:
+            await _say(incoming, 404, {"error": f"nothing at {incoming.path}; see /api/sessions"})
+
+    def readiness(self) -> dict[str, Any]:
+        """ready: all is well; degraded: turns are answered but not committed; unready: starting or draining."""
+        checks = {
+            "worker": "ok" if self._link.is_heard else _WORKER[self._link.state],
+            "index": "ok" if self._link.preloaded.is_set() else "not loaded",
+        }
+        if self.is_draining or not self._given_up.is_set():
+            checks["daemon"] = "draining" if self.is_draining else "starting"
+            status = "unready"
+        else:
+            status = "ready" if set(checks.values()) == {"ok"} else "degraded"
+        return {"status": status, "checks": checks}
+
+    async def _all_metrics(self) -> list[protocol.Family]:
+        """Of all daemons and the worker; of this daemon alone while the worker does not answer."""
+        answer = await self._link.query(protocol.Query(what="metrics"))
+        if answer is None:
+            return self._metrics()
+        return msgspec.json.decode(answer.body, type=list[protocol.Family])
+
+    async def _sessions(self, incoming: Incoming) -> None:
+        shown: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            answer = await self._link.query(protocol.Query(what="sessions", after=after))
+            records = msgspec.json.decode(answer.body, type=list[Record] | None) if answer else None
+            if answer is None or records is None:
+                await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
+                return
+            shown += [session_object(record) for record in records]
+            after = answer.after
+            if not after:
+                break
+        await incoming.respond(200, orjson.dumps(shown), JSON)
+
+    async def _session(self, incoming: Incoming, session_id: str) -> None:
+        answer = await self._link.query(protocol.Query(what="session", session_id=session_id[:256]))
+        if answer is None:
+            await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
+            return
+        account = msgspec.json.decode(answer.body, type=Account | None)
+        if account is None:
+            await _say(incoming, 404, {"error": "no session has that id; see /api/sessions"})
+        else:
+            await incoming.respond(200, orjson.dumps(account_object(account)), JSON)
+
+
+async def _say(incoming: Incoming, status: int, body: dict[str, Any]) -> None:
+    await incoming.respond(status, orjson.dumps(body), JSON)
+
+
+_WORKER: Final = {
+    LinkState.CONNECTING: "not there",
+    LinkState.READY: "not committing",
+    LinkState.SILENT: "not heard",
+}

@@ -1,0 +1,83 @@
+"""The words every wire format is read into: a turn, an answer, and units of conversation.
+
+One rule: values only, the same for all providers; what is particular to one of them lives in its own file.
+
+Theory of operation.  A request is read into a `Turn` and the copy of a response into an `Answer`, whatever API they
+belong to.  Both hold their texts as `Unit`s, the normal form of `normal.py`, so that an answer given today and the
+same answer sent back tomorrow as history are equal.  Nothing here is ever sent on: bytes go their own way, untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from worker.protocol import Usage
+
+WireFormat = Literal["messages", "chat", "responses"]
+
+USER: Final = "user"
+ASSISTANT: Final = "assistant"
+
+MODEL_CHARACTERS_MAX: Final = 200
+"""A model's name is a ledger field and a metric label; the longest real ones have about 80 characters."""
+ID_CHARACTERS_MAX: Final = 256
+"""Ids minted by clients and providers have 20 to 130 characters.  A longer one is not an id and counts as absent."""
+
+
+class Unit(NamedTuple):
+    """What one side said before the other spoke again, in normal form."""
+
+    role: str
+    text: str
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, as far as identity and bookkeeping need it."""
+
+    protocol: WireFormat
+    model: str = ""
+    stream: bool = False
+    message_count: int = 0
+    user_turn: bool = False
+    """The newest message is the user's own rather than a tool's result."""
+    minted: tuple[tuple[str, str], ...] = ()
+    """Session ids (name, value) that the client put into the body."""
+    account_claim: str = ""
+    has_state: bool = False
+    """The provider keeps the history: this request holds only what is new."""
+    state_id: str = ""
+    """The response or conversation that such a request goes on from."""
+    entries: tuple[msgspec.Raw, ...] = ()
+    """The conversation's messages or items, not decoded: most requests are recognised without their texts."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A response, as far as it was seen."""
+
+    usage: Usage | None = None
+    """None: the provider never told, or not in a way that can be read."""
+    finished: bool = False
+    """It came to its proper end, and that was no error."""
+    failed: bool = False
+    """The provider reported an error inside the answer."""
+    unit: Unit | None = None
+    """The answer in normal form; None unless it is finished, fully known and not empty."""
+    text_only: bool = True
+    """No tool call was seen in it."""
+    response_id: str = ""
+
+
+class AnswerReader(Protocol):
+    """Looks on while an answer passes.  Never raises, whatever the bytes and however they are split."""
+
+    @property
+    def terminal(self) -> bool:
+        """The event that ends the answer has been seen completely."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body, as they came from the provider."""
+
+    def close(self, whole: bool) -> Answer:
+        """No more is coming; `whole`: the body arrived completely.  Later calls give the first call's answer."""

@@ -1,0 +1,408 @@
+"""The sessions this daemon holds: their state in memory, who owns them, what of them is not yet stored.
+
+One rule: a state is the ledger folded in the order of its positions.  `base` is folded from acknowledged rows only;
+what this daemon finished and the worker has not placed yet is folded on top whenever the state is read.  So every
+daemon, and every restart, comes to the same state.
+
+Theory of operation.  `hold` finds or claims the session of a request.  A claim is a write like any other: it sits in
+the outbox until the worker answers, so a session met while the worker is away is claimed when it returns, and its
+answer may say that the session has another name.  A session that changed since its last acknowledged snapshot is
+dirty: its generation in memory is above the acknowledged one.  An acknowledgement of an older generation cleans
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from enum import Enum
+from typing import Final, Protocol
+
+from msgspec.structs import replace
+
+from daemon import state as states
+from daemon.index import KeyIndex
+from daemon.outbox import Body, Entry, OutboxFull
+from daemon.state import EMPTY, SessionState
+from worker import protocol
+from worker.protocol import Command, Naming, Row
+
+HELD_MAX: Final = 20_000
+"""Sessions in memory, about 4 KB each; the least recently used clean ones are let go."""
+
+
+class Phase(Enum):
+    """A held session's life, as one sentence."""
+
+    CLAIMING = "the worker was asked for it, and once it answers it is…"
+    OWNED = "…ours to snapshot, until another daemon claims it and it is…"
+    LOST = "…only remembered, until its next turn claims it again"
+
+
+_MOVES: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.CLAIMING: frozenset({Phase.OWNED, Phase.LOST}),
+    Phase.OWNED: frozenset({Phase.LOST}),
+    Phase.LOST: frozenset({Phase.CLAIMING}),
+}
+
+
+class Link(Protocol):
+    """The part of the worker's client that is used here."""
+
+    @property
+    def is_heard(self) -> bool: ...
+    def put(self, command: Command, body: Body) -> int: ...
+    async def acknowledged(self, sequence: int) -> bool: ...
+
+
+class Held:
+    """One session in memory."""
+
+    def __init__(self, naming: Naming) -> None:
+        self.naming = naming
+        self.phase = Phase.LOST
+        self.epoch = 0
+        self.generation = 0
+        self.acked_generation = 0
+        self.base: SessionState | None = None
+        """Folded from acknowledged rows up to its position; None while the worker has not told."""
+        self.pending: dict[str, Row] = {}
+        """Rows settled here, by event id, which have no position yet."""
+        self.placed: dict[int, Row] = {}
+        """Rows with a position after the base's, waiting for those between."""
+        self.turns_in_flight = 0
+        self.claim_sequence = 0
+        self.claim_reason = ""
+        self.snapshot_in_flight = 0
+        """Generation of the one unacknowledged snapshot; 0: none."""
+        self.rebuilding: list[Row] | None = None
+        """All rows of the session so far, while a damaged snapshot is made good from the ledger."""
+        self.restored: states.Restored | None = None
+
+    @property
+    def session_id(self) -> str:
+        return self.naming.session_id
+
+    @property
+    def state(self) -> SessionState:
+        """What is known now, this daemon's newest turns included."""
+        return states.fold(self.base or EMPTY, [*self._placed_in_order(), *self.pending.values()])
+
+    @property
+    def position(self) -> int:
+        return self.base.position if self.base else 0
+
+    @property
+    def is_dirty(self) -> bool:
+        return self.base is not None and self.generation > self.acked_generation
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing of it would be lost by forgetting it."""
+        return not (self.turns_in_flight or self.pending or self.is_dirty or self.phase is Phase.CLAIMING)
+
+    def become(self, phase: Phase) -> None:
+        assert phase in _MOVES[self.phase], (self.phase, phase)
+        self.phase = phase
+
+    def place(self, rows: Iterable[Row]) -> None:
+        """Take rows whose position is known, and fold in what now follows the base without a gap."""
+        for row in rows:
+            self.pending.pop(row.event_id, None)
+            if row.position > self.position:
+                self.placed[row.position] = row
+        while self.base is not None and self.base.position + 1 in self.placed:
+            self.base = states.observe(self.base, self.placed.pop(self.base.position + 1))
+            self.generation += 1
+
+    def _placed_in_order(self) -> list[Row]:
+        return [self.placed[position] for position in sorted(self.placed)]
+
+
+class Sessions:
+    """All sessions held here.  Belongs to the event loop's thread; nothing awaits between reading and writing back."""
+
+    def __init__(self, *, boot: str, index: KeyIndex, log: logging.Logger, limit: int = HELD_MAX) -> None:
+        self._boot = boot
+        self._index = index
+        self._log = log
+        self._limit = limit
+        self._link: Link
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._aliases: dict[str, str] = {}
+        self._claims: dict[int, Held] = {}
+        self.hash_key: bytes | None = None
+
+    def start(self, link: Link) -> None:
+        self._link = link
+
+    def __iter__(self) -> Iterable[Held]:
+        return iter(self._held.values())
+
+    def counts(self) -> dict[str, int]:
+        """Sessions held by what they are: for the metric."""
+        dirty = sum(held.is_dirty for held in self._held.values())
+        return {"held": len(self._held), "dirty": dirty}
+
+    # -- the way of a request ----------------------------------------------------------------------------------------
+
+    async def hold(self, naming: Naming) -> tuple[Held, Naming]:
+        """The session of a main turn, owned by this daemon, or as well as can be known without the worker; and the
+        naming by which to book the turn.  Raises OutboxFull."""
+        held = self._find(naming)
+        reason = naming.reason if held.session_id == naming.session_id else _CONTINUES
+        if held.phase is not Phase.OWNED:
+            if held.phase is Phase.LOST:
+                self._claim(held, naming)
+            claimed = await self._link.acknowledged(held.claim_sequence)
+            held = self.current(held)
+            reason = (held.claim_reason if claimed else "") or reason
+        if held.naming.confirmed:
+            return held, replace(_confirmed(naming, held.session_id), reason=reason)
+        return held, naming
+
+    def current(self, held: Held) -> Held:
+        """The session under the name it has now: a claim answered late may have joined it with another."""
+        return self._at(held.session_id) or held
+
+    def begun(self, held: Held, naming: Naming) -> None:
+        """A turn of the session was booked under these keys."""
+        self._index.learn(held.session_id, naming.keys)
+
+    def settled(self, held: Held, naming: Naming, row: Row) -> None:
+        """A turn ended here: it is part of the state at once, and of the base when the worker has placed it."""
+        held = self.current(held)
+        held.pending[row.event_id] = row
+        self._index.learn(held.session_id, naming.keys)
+
+    # -- the tick ----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> int:
+        """Write a snapshot of every dirty session that has none in flight; gives how many."""
+        written = 0
+        for held in self._held.values():
+            if held.is_dirty and held.phase is Phase.OWNED and not held.snapshot_in_flight:
+                assert held.base is not None
+                body = protocol.SnapshotWrite(
+                    session_id=held.session_id,
+                    epoch=held.epoch,
+                    snapshot=states.encode(held.base, held.generation),
+                )
+                try:
+                    self._link.put(Command.SNAPSHOT, body)
+                except OutboxFull:
+                    return written
+                held.snapshot_in_flight = held.generation
+                written += 1
+        return written
+
+    # -- what the worker says ----------------------------------------------------------------------------------------
+
+    def acknowledged(self, entry: Entry, reply: protocol.Reply) -> None:
+        match entry.body:
+            case protocol.Claim():
+                self._claimed(entry, reply)
+            case protocol.Booking() as booking:
+                self._booked(booking, reply)
+            case protocol.SnapshotWrite() as write:
+                self._snapshotted(write, reply)
+
+    def refused(self, entry: Entry, reason: str) -> None:
+        """A write the worker will never take: whoever waits for it must not wait for ever."""
+        match entry.body:
+            case protocol.Claim():
+                held = self._claims.pop(entry.sequence, None)
+                if held is not None:
+                    held.become(Phase.LOST)
+            case protocol.Booking(row=row):
+                held = self._at(row.session_id)
+                if held is not None:
+                    held.pending.pop(row.event_id, None)
+            case protocol.SnapshotWrite(session_id=session_id):
+                held = self._at(session_id)
+                if held is not None:
+                    held.snapshot_in_flight = 0
+
+    def lost(self, lost: protocol.Lost) -> None:
+        held = self._at(lost.session_id)
+        if held is not None and held.phase is Phase.OWNED and lost.epoch > held.epoch:
+            held.become(Phase.LOST)
+
+    def indexed(self, entries: list[protocol.IndexEntry]) -> None:
+        self._index.load(entries)
+
+    def welcomed(self, welcome: protocol.Welcome, *, new_store: bool) -> None:
+        self.hash_key = bytes.fromhex(welcome.hash_key)
+        if new_store:
+            self._log.warning("the store is another one than before: every session is claimed again")
+            self._forget_all()
+
+    # -- claims ------------------------------------------------------------------------------------------------------
+
+    def _claim(self, held: Held, naming: Naming, after: int = -1) -> None:
+        sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=naming, after=after))
+        held.become(Phase.CLAIMING)
+        held.claim_sequence = sequence
+        self._claims[sequence] = held
+
+    def _claimed(self, entry: Entry, reply: protocol.Reply) -> None:
+        held = self._claims.pop(entry.sequence, None)
+        if held is None or held.phase is not Phase.CLAIMING:
+            return
+        held = self._renamed(held, reply.session_id)
+        held.epoch = reply.epoch
+        held.claim_reason = reply.reason
+        if not self._restore(held, reply):
+            return
+        if held.phase is Phase.CLAIMING:
+            held.become(Phase.OWNED if reply.owned else Phase.LOST)
+
+    def _restore(self, held: Held, reply: protocol.Reply) -> bool:
+        """Take what the claim brought; False while rows are still to come (another claim is on its way)."""
+        if held.rebuilding is None:
+            restored = _judged(reply.snapshot)
+            if restored.warnings:
+                for warning in restored.warnings:
+                    self._log.warning("session %s: %s", held.session_id, warning)
+            held.restored = restored
+            held.acked_generation = held.generation = reply.generation
+            held.rebuilding = []
+            if not restored.is_complete and reply.position > 0:
+                # Without a whole snapshot the state is rebuilt from all rows there are.
+                self._ask_on(held, after=0)
+                return False
+        held.rebuilding += [row for row in reply.rows if row.position > _last_position(held)]
+        if reply.more:
+            self._ask_on(held, after=reply.rows[-1].position)
+            return False
+        self._based(held)
+        return True
+
+    def _based(self, held: Held) -> None:
+        """The claim is complete: this is the base."""
+        assert held.restored is not None
+        assert held.rebuilding is not None
+        damaged = bool(held.restored.warnings)
+        held.base = states.rebuild(held.restored, held.rebuilding)
+        if damaged or held.base.position > held.restored.position:
+            held.generation += 1
+        held.restored = held.rebuilding = None
+        placed, held.placed = held.placed, {}
+        held.place(placed.values())
+
+    def _ask_on(self, held: Held, after: int) -> None:
+        naming = replace(held.naming, confirmed=True)
+        held.claim_sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=naming, after=after))
+        self._claims[held.claim_sequence] = held
+
+    def _renamed(self, held: Held, session_id: str) -> Held:
+        """The session turned out to be `session_id`: known here already, or by that name from now on."""
+        proposed = held.session_id
+        known = self._held.get(session_id)
+        if proposed != session_id:
+            del self._held[proposed]
+            self._aliases[proposed] = session_id
+            self._index.forget(proposed)
+        if known is not None and known is not held:
+            known.pending.update(held.pending)
+            known.turns_in_flight += held.turns_in_flight
+            held.naming = known.naming
+            if known.phase is Phase.LOST:
+                known.become(Phase.CLAIMING)
+                known.base = None
+                known.rebuilding = None
+            return known
+        held.naming = _confirmed(held.naming, session_id)
+        self._held[session_id] = held
+        return held
+
+    # -- bookings and snapshots --------------------------------------------------------------------------------------
+
+    def _booked(self, booking: protocol.Booking, reply: protocol.Reply) -> None:
+        held = self._at(reply.session_id) or self._at(booking.row.session_id)
+        if held is None:
+            return
+        rows = list(reply.rows)
+        if booking.row.is_settled and reply.position:
+            rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position))
+        held.place(rows)
+        if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
+            held.become(Phase.LOST)
+
+    def _snapshotted(self, write: protocol.SnapshotWrite, reply: protocol.Reply) -> None:
+        held = self._at(write.session_id)
+        if held is None:
+            return
+        held.snapshot_in_flight = 0
+        if reply.owned and write.epoch == held.epoch:
+            # The acknowledged generation cleans what it covers; what came after it stays dirty.
+            held.acked_generation = max(held.acked_generation, write.snapshot.generation)
+        elif held.phase is Phase.OWNED and write.epoch == held.epoch:
+            held.become(Phase.LOST)
+
+    # -- finding and forgetting --------------------------------------------------------------------------------------
+
+    def _find(self, naming: Naming) -> Held:
+        """The held session the naming means, by its id or by the chain; a new place for it if there is none."""
+        held = self._at(naming.session_id) or self._continued(naming)
+        if held is None:
+            held = self._held[naming.session_id] = Held(naming)
+            self._evict()
+        self._held.move_to_end(held.session_id)
+        return held
+
+    def _continued(self, naming: Naming) -> Held | None:
+        session_id = self._index.continued(naming.continues)
+        if not session_id:
+            return None
+        held = self._at(session_id)
+        if held is not None and held.phase is Phase.OWNED:
+            return held
+        if self._link.is_heard:
+            return None  # The worker is the truth: the claim asks it.
+        if held is None:
+            held = Held(_confirmed(naming, session_id))
+            self._held[held.session_id] = held
+        return held
+
+    def _at(self, session_id: str) -> Held | None:
+        return self._held.get(self._canonical(session_id))
+
+    def _canonical(self, session_id: str) -> str:
+        return self._aliases.get(session_id, session_id)
+
+    def _evict(self) -> None:
+        while len(self._held) > self._limit:
+            idle = next((held for held in list(self._held.values())[:_EVICTION_LOOK] if held.is_idle), None)
+            if idle is None:
+                return
+            del self._held[idle.session_id]
+
+    def _forget_all(self) -> None:
+        """Another store: nothing it did not tell us is true of it.  What is unacknowledged is in the outbox."""
+        self._index.clear()
+        for held in self._held.values():
+            held.base, held.placed, held.rebuilding, held.restored = None, {}, None, None
+            held.generation = held.acked_generation = held.snapshot_in_flight = held.epoch = 0
+            if held.phase is Phase.OWNED:
+                held.become(Phase.LOST)
+
+
+def _judged(snapshot: protocol.Snapshot | None) -> states.Restored:
+    if snapshot is None:
+        return states.Restored(gradient=EMPTY.gradient, warming=EMPTY.warming, position=0)
+    return states.decode(snapshot)
+
+
+def _last_position(held: Held) -> int:
+    return held.rebuilding[-1].position if held.rebuilding else 0
+
+
+def _confirmed(naming: Naming, session_id: str) -> Naming:
+    return replace(naming, session_id=session_id, confirmed=True, continues=[], retry="")
+
+
+_CONTINUES: Final = "continues the conversation of this session"
+_EVICTION_LOOK: Final = 64
+"""Least recently used sessions looked at for one that may go."""

@@ -1,0 +1,125 @@
+"""What people see of sessions: the objects of `perdure sessions --json`, of `perdure show` and of `/api`.
+
+One rule: a shown state is the snapshot with the rows since folded in, so that it is as new as the last finished turn,
+whatever the tick.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec import structs
+
+from daemon import state as states
+from daemon.state import EMPTY, SessionState
+from worker.protocol import Row
+from worker.records import Account, Record
+
+
+def session_object(record: Record) -> dict[str, Any]:
+    """One session, with the fields the contract names."""
+    session, sums = record.session, record.sums
+    state, warnings = _state(record)
+    cost = sums.cost_nanousd if sums.priced else None
+    shown: dict[str, Any] = {
+        "session_id": session.session_id,
+        "parent_session_id": session.parent_session_id,
+        "forked_from": session.forked_from,
+        "client": session.client or None,
+        "account": session.account or None,
+        "header_name": session.header_name,
+        "header_session_id": session.header_session_id,
+        "fingerprint": session.fingerprint,
+        "model": session.model or None,
+        "message_count": session.message_count,
+        "first_seen_at": _iso(session.first_seen_at),
+        "last_turn_at": _iso(session.last_seen_at) if sums.turns else None,
+        "turns": sums.turns,
+        "interrupted": sums.interrupted,
+        "input_tokens": sums.input_tokens,
+        "cache_read_tokens": sums.cache_read_tokens,
+        "cache_write_tokens": sums.cache_write_tokens,
+        "output_tokens": sums.output_tokens,
+        "cost_nanousd": cost,
+        "unpriced_turns": sums.unpriced,
+        "tree_cost_nanousd": cost,
+        "resolved_conversation_ttl": state.warming.ttl,
+        "warmup": _warmup(state),
+        "gradient": _gradient(state),
+    }
+    if warnings:
+        shown["warnings"] = list(warnings)
+    return shown
+
+
+def account_object(account: Account) -> dict[str, Any]:
+    """One session in full."""
+    shown = session_object(account.record)
+    shown["reason"] = account.record.session.reason
+    shown["aliases"] = account.record.aliases
+    shown["epoch"] = account.record.session.epoch
+    shown["owner"] = account.record.session.owner or None
+    shown["snapshot_generation"] = account.record.session.snapshot.generation if account.record.session.snapshot else 0
+    shown["keys"] = [{"kind": kind, "name": name, "value": value} for kind, name, value in account.keys]
+    shown["newest_rows"] = [row_object(row) for row in account.newest]
+    return shown
+
+
+def row_object(row: Row) -> dict[str, Any]:
+    usage = row.usage
+    return {
+        "event_id": row.event_id,
+        "kind": row.kind,
+        "status": row.status,
+        "settled": row.is_settled,
+        "started_at": _iso(row.started_at),
+        "ended_at": _iso(row.ended_at),
+        "provider": row.provider,
+        "protocol": row.protocol,
+        "model": row.model or None,
+        "http_status": row.http_status or None,
+        "input_tokens": usage.input_tokens if usage else None,
+        "cache_read_tokens": usage.cache_read_tokens if usage else None,
+        "cache_write_tokens": usage.cache_write_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
+        "cost_nanousd": row.cost_nanousd,
+        "reason": row.reason,
+    }
+
+
+def _state(record: Record) -> tuple[SessionState, tuple[str, ...]]:
+    snapshot = record.session.snapshot
+    if snapshot is None:
+        return states.fold(EMPTY, record.rows), ()
+    restored = states.decode(snapshot)
+    return states.rebuild(restored, record.rows), restored.warnings
+
+
+def _warmup(state: SessionState) -> dict[str, Any] | None:
+    if state.warming == EMPTY.warming:
+        return None
+    shown = structs.asdict(state.warming)
+    del shown["ttl"]  # It stands beside, as `resolved_conversation_ttl`.
+    return shown
+
+
+def _gradient(state: SessionState) -> dict[str, Any] | None:
+    if not state.gradient.last_turn_at:
+        return None
+    shown = structs.asdict(state.gradient)
+    shown["last_turn_at"] = _iso(state.gradient.last_turn_at)
+    shown["last_bust_at"] = _iso(state.gradient.last_bust_at)
+    return shown
+
+
+def _iso(milliseconds: int) -> str | None:
+    """ISO 8601 UTC with milliseconds; None for 0, which means never."""
+    if milliseconds <= 0:
+        return None
+    seconds = min(milliseconds / 1000, _LAST_SECOND)
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, where datetime ends."""

@@ -1,0 +1,150 @@
+"""Prices, against list prices worked out by hand."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.cost import COST_NANOUSD_MAX, MODELS_REMEMBERED_MAX, Prices
+from worker.protocol import Usage
+
+AT_MS = 1_760_000_000_000
+"""October 2025."""
+PRICES = Prices()
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "expected"),
+    [
+        # A dollar per million tokens is a thousand nano-dollars per token: 3 in, 15 out, 0.30 read, 3.75 and 6 written.
+        ("anthropic", "claude-sonnet-4-5", Usage(input_tokens=1000), 3_000_000),
+        ("anthropic", "claude-sonnet-4-5-20250929", Usage(output_tokens=1000), 15_000_000),
+        ("anthropic", "claude-sonnet-4-5", Usage(cache_read_tokens=1000), 300_000),
+        ("anthropic", "claude-sonnet-4-5", Usage(cache_write_5m_tokens=1000), 3_750_000),
+        ("anthropic", "claude-sonnet-4-5", Usage(cache_write_1h_tokens=1000), 6_000_000),
+        (
+            "anthropic",
+            "claude-sonnet-4-5",
+            Usage(
+                input_tokens=1000,
+                cache_read_tokens=2000,
+                cache_write_5m_tokens=3000,
+                cache_write_1h_tokens=4000,
+                output_tokens=500,
+            ),
+            3_000_000 + 600_000 + 11_250_000 + 24_000_000 + 7_500_000,
+        ),
+        # The tier is chosen by the whole prompt, and then holds for every token of it.
+        ("anthropic", "claude-sonnet-4-5", Usage(cache_read_tokens=200_000), 60_000_000),
+        (
+            "anthropic",
+            "claude-sonnet-4-5",
+            Usage(input_tokens=1, cache_read_tokens=200_000, output_tokens=100),
+            6_000 + 120_000_000 + 2_250_000,
+        ),
+        ("anthropic", "claude-haiku-4-5", Usage(input_tokens=7, output_tokens=3), 7_000 + 15_000),
+        # gpt-5: 1.25 in, 0.125 cached, 10 out; writes have no price of their own and cost what input costs.
+        (
+            "openai",
+            "gpt-5",
+            Usage(input_tokens=100, cache_read_tokens=900, output_tokens=50),
+            125_000 + 112_500 + 500_000,
+        ),
+        ("openai", "gpt-5", Usage(cache_write_5m_tokens=100), 125_000),
+        ("openai", "gpt-5", Usage(cache_write_1h_tokens=100), 125_000),
+        # Another name: what the maker of the model asks.
+        ("my-proxy", "claude-haiku-4-5", Usage(input_tokens=1), 1_000),
+        ("my-proxy", "gpt-5", Usage(input_tokens=8), 10_000),
+        ("anthropic", "claude-sonnet-4-5", Usage(), 0),
+    ],
+)
+def test_price_is_the_list_price(provider: str, model: str, usage: Usage, expected: int) -> None:
+    assert PRICES.price_nanousd(provider, model, usage, AT_MS) == expected
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 38), (2, 75), (3, 112), (4, 150)])
+def test_price_of_half_a_nanodollar_is_rounded_to_even(tokens: int, expected: int) -> None:
+    """At 37.5 nano-dollars a token: 37.5 → 38 and 112.5 → 112."""
+    assert PRICES.price_nanousd("cohere", "command-r7b", Usage(input_tokens=tokens), AT_MS) == expected
+
+
+def test_price_is_the_one_of_its_day() -> None:
+    """o3 became cheaper on 10 June 2025."""
+    before, after = 1_749_427_200_000, 1_749_600_000_000
+    assert PRICES.price_nanousd("openai", "o3", Usage(input_tokens=1000), before) == 10_000_000
+    assert PRICES.price_nanousd("openai", "o3", Usage(input_tokens=1000), after) == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [
+        ("anthropic", ""),
+        ("anthropic", "no-such-model"),
+        ("anthropic", "gpt-5"),
+        ("openai", "claude-sonnet-4-5"),
+        ("my-proxy", "no-such-model"),
+        ("", ""),
+        ("openai", "whisper-1"),
+        ("openai", "moderation"),
+    ],
+)
+def test_model_without_a_token_price_is_unknown_and_not_free(provider: str, model: str) -> None:
+    assert PRICES.price_nanousd(provider, model, Usage(input_tokens=1000), AT_MS) is None
+    assert PRICES.cap_ceiling(provider, model) == 0
+
+
+counts = st.integers(0, 10**7) | st.just(2**53)
+
+
+@given(
+    provider=st.sampled_from(["anthropic", "openai", "openrouter", "x"]) | st.text(),
+    model=st.text() | st.sampled_from(["gpt-5", "claude-", "o3", "ft:gpt-4o:x", "a" * 100_000, "anthropic/claude"]),
+    usage=st.builds(
+        Usage,
+        input_tokens=counts,
+        cache_read_tokens=counts,
+        cache_write_5m_tokens=counts,
+        cache_write_1h_tokens=counts,
+        output_tokens=counts,
+    ),
+    at_ms=st.integers(0, 2**53),
+)
+@settings(max_examples=150, deadline=None, database=None, print_blob=True)
+def test_any_model_name_any_usage_and_any_time_give_a_count_or_none(
+    provider: str, model: str, usage: Usage, at_ms: int
+) -> None:
+    price = PRICES.price_nanousd(provider, model, usage, at_ms)
+    assert price is None or 0 <= price <= COST_NANOUSD_MAX
+    assert PRICES.cap_ceiling(provider, model) >= 0
+
+
+def test_price_too_large_for_the_ledger_is_unknown() -> None:
+    assert PRICES.price_nanousd("anthropic", "claude-opus-4-8", Usage(output_tokens=2**53), AT_MS) is None
+
+
+def test_version_is_that_of_the_list() -> None:
+    assert PRICES.price_version() == version("genai-prices")
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "expected"),
+    [
+        ("anthropic", "claude-sonnet-4-5", 266_666),  # 3.75 a million, the base tier
+        ("anthropic", "claude-opus-4-8", 160_000),  # 6.25
+        ("anthropic", "claude-haiku-4-5", 800_000),  # 1.25
+        ("openai", "gpt-5", 800_000),  # no price for writes: 1.25 for input
+        ("my-proxy", "claude-opus-4-8", 160_000),
+    ],
+)
+def test_cap_ceiling_is_what_a_dollar_writes(provider: str, model: str, expected: int) -> None:
+    assert PRICES.cap_ceiling(provider, model) == expected
+
+
+def test_names_from_strangers_are_not_remembered_without_bound() -> None:
+    prices = Prices()
+    for number in range(MODELS_REMEMBERED_MAX + 50):
+        prices.cap_ceiling("my-proxy", f"model-{number}")
+    assert prices._find.cache_info().currsize == MODELS_REMEMBERED_MAX
