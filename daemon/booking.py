@@ -54,7 +54,7 @@ class Booking:
 
     def begin(self) -> None:
         self._begun = self._put(Command.BEGIN, self._row, self._naming)
-        self._held.turns_in_flight += 1
+        self._sessions.current(self._held).turns_in_flight += 1
         self._sessions.begun(self._held, self._naming)
 
     async def is_begun(self) -> bool:
@@ -69,7 +69,7 @@ class Booking:
         naming = self._naming
         if status == "complete":
             naming = answered(naming, self._known, answer.unit, self._sessions.hash_key)
-        self._held.turns_in_flight -= 1
+        self._sessions.current(self._held).turns_in_flight -= 1
         self._sessions.settled(self._held, naming, self._row)
         self._metrics.settled(
             self._row, model_is_known=bool(self._prices.cap_ceiling(self._row.provider, self._row.model))

@@ -155,8 +155,11 @@ class Sessions:
         if held.phase is not Phase.OWNED:
             if held.phase is Phase.LOST:
                 self._claim(held, naming)
-            claimed = await self._link.acknowledged(held.claim_sequence)
-            held = self.current(held)
+            asked, claimed = 0, True
+            while claimed and held.claim_sequence != asked:  # Each page of rows is a claim that goes on.
+                asked = held.claim_sequence
+                claimed = await self._link.acknowledged(asked)
+                held = self.current(held)
             reason = (held.claim_reason if claimed else "") or reason
         if held.naming.confirmed:
             return held, replace(_confirmed(naming, held.session_id), reason=reason)
@@ -182,6 +185,9 @@ class Sessions:
         """Write a snapshot of every dirty session that has none in flight; gives how many."""
         written = 0
         for held in self._held.values():
+            if held.phase is Phase.OWNED and held.placed and not held.pending:
+                # A row between is missing, and nobody is bringing it: its next turn asks for all there is.
+                held.become(Phase.LOST)
             if held.is_dirty and held.phase is Phase.OWNED and not held.snapshot_in_flight:
                 assert held.base is not None
                 body = protocol.SnapshotWrite(
@@ -251,6 +257,8 @@ class Sessions:
         if held is None or held.phase is not Phase.CLAIMING:
             return
         held = self._renamed(held, reply.session_id)
+        if held.phase is Phase.OWNED:
+            return  # It was joined with a session that is ours already, and whose state is newer than this answer.
         held.epoch = reply.epoch
         held.claim_reason = reply.reason
         if not self._restore(held, reply):
@@ -292,26 +300,34 @@ class Sessions:
         held.place(placed.values())
 
     def _ask_on(self, held: Held, after: int) -> None:
-        naming = replace(held.naming, confirmed=True)
-        held.claim_sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=naming, after=after))
-        self._claims[held.claim_sequence] = held
+        try:
+            held.claim_sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=held.naming, after=after))
+        except OutboxFull:
+            held.rebuilding = held.restored = None
+            held.become(Phase.LOST)
+        else:
+            self._claims[held.claim_sequence] = held
 
     def _renamed(self, held: Held, session_id: str) -> Held:
         """The session turned out to be `session_id`: known here already, or by that name from now on."""
         proposed = held.session_id
         known = self._held.get(session_id)
         if proposed != session_id:
-            del self._held[proposed]
+            self._held.pop(proposed, None)
             self._aliases[proposed] = session_id
+            while len(self._aliases) > self._limit:
+                del self._aliases[next(iter(self._aliases))]
             self._index.forget(proposed)
         if known is not None and known is not held:
             known.pending.update(held.pending)
             known.turns_in_flight += held.turns_in_flight
-            held.naming = known.naming
             if known.phase is Phase.LOST:
+                # The claim that was made under the other name is its claim too.
                 known.become(Phase.CLAIMING)
-                known.base = None
-                known.rebuilding = None
+                known.claim_sequence = held.claim_sequence
+                known.base = known.rebuilding = known.restored = None
+            known.place(held.placed.values())
+            held.pending, held.placed, held.turns_in_flight, held.naming = {}, {}, 0, known.naming
             return known
         held.naming = _confirmed(held.naming, session_id)
         self._held[session_id] = held
@@ -320,9 +336,11 @@ class Sessions:
     # -- bookings and snapshots --------------------------------------------------------------------------------------
 
     def _booked(self, booking: protocol.Booking, reply: protocol.Reply) -> None:
-        held = self._at(reply.session_id) or self._at(booking.row.session_id)
+        held = self._at(booking.row.session_id)
         if held is None:
             return
+        if held.session_id != reply.session_id:
+            held = self._renamed(held, reply.session_id)
         rows = list(reply.rows)
         if booking.row.is_settled and reply.position:
             rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position))

@@ -199,16 +199,15 @@ class Server:
     def _tell(self, outcome: Outcome) -> None:
         for boot, lost in outcome.lost:
             self._send(boot, Command.LOST, lost)
-        small: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
+        waiting: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
         for boot, reply in outcome.replies:
-            if reply.rows:
-                # A page of rows fills a message of its own, so that none outgrows the limit.
-                self._send(boot, Command.ACK, protocol.Acks(replies=[reply]))
-            else:
-                small[boot].append(reply)
-        for boot, replies in small.items():
-            for start in range(0, len(replies), REPLIES_PER_MESSAGE):
-                self._send(boot, Command.ACK, protocol.Acks(replies=replies[start : start + REPLIES_PER_MESSAGE]))
+            waiting[boot].append(reply)
+            # A page of rows ends its message, so that none outgrows the limit; order is kept, since a daemon takes
+            # what it hears later for newer.
+            if reply.rows or len(waiting[boot]) >= REPLIES_PER_MESSAGE:
+                self._send(boot, Command.ACK, protocol.Acks(replies=waiting.pop(boot)))
+        for boot, replies in waiting.items():
+            self._send(boot, Command.ACK, protocol.Acks(replies=replies))
 
     def _send(self, boot: str, command: Command, body: protocol.Body, sequence: int = 0) -> None:
         frames = [boot.encode("ascii", "replace"), *protocol.encode(command, body, sequence)]
