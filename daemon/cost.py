@@ -20,15 +20,13 @@ import genai_prices
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, Provider, TieredPrices
 
-from worker.protocol import Usage
+from worker.protocol import COUNT_MAX, NANOUSD_MAX, Usage
 
 NANO: Final = 10**9
 TOKENS_PER_PRICE: Final = 10**6
 """List prices are in dollars per million tokens."""
 MODELS_REMEMBERED_MAX: Final = 256
 """Lookups kept, found or not: a team uses a dozen models, and a search goes through a list of a thousand."""
-COST_NANOUSD_MAX: Final = 2**53
-"""The ledger's `Count`, about nine million dollars: what costs more in one request is a mistake, not a price."""
 BUST_COST_USD: Final = Decimal("1.00")
 """What one cache bust may cost: the target that the context cap is steered to."""
 AT_MS_MAX: Final = 253_370_764_800_000
@@ -58,7 +56,7 @@ class Prices:
             return None
         total = listed.model.calc_price(_listed_usage(usage), listed.provider, genai_request_timestamp=at).total_price
         nanousd = int((total * NANO).to_integral_value(ROUND_HALF_EVEN))
-        return nanousd if nanousd <= COST_NANOUSD_MAX else None
+        return nanousd if nanousd <= NANOUSD_MAX else None
 
     def price_version(self) -> str:
         """The version of the list, to be kept with every price."""
@@ -72,7 +70,7 @@ class Prices:
         prices = listed.model.get_prices(_time(AT_MS_MAX))
         price = prices.cache_write_mtok if prices.cache_write_mtok is not None else prices.input_mtok
         base = price.base if isinstance(price, TieredPrices) else price
-        return int(BUST_COST_USD * TOKENS_PER_PRICE / base) if base else 0
+        return min(int(BUST_COST_USD * TOKENS_PER_PRICE / base), COUNT_MAX) if base else 0
 
     def _search(self, provider: str, model: str) -> _Listed | None:
         """A provider that the list knows by its id sells at its own prices; any other one at those of the maker."""

@@ -42,7 +42,8 @@ HEADERS_MAX: Final = 1_024
 READ_BUFFER_BYTES: Final = 256 * 1024
 """Reading from the client pauses when twice that much of a body waits for its handler; prompts are 3 to 800 KB."""
 WRITE_BUFFER_BYTES: Final = 64 * 1024
-"""`write` waits while more than that is unsent: all that a slow client costs in memory, beside the kernel's share."""
+"""A transport with more than that unsent makes `write` wait; aiohttp looks every 64 KiB.  The two together are what
+a slow client costs in memory, beside the kernel's share."""
 IDLE_LIMIT_SECONDS: Final = 3_600.0
 """An unused connection is closed after that.  Longer than any client's own limit, so that never both close at once."""
 UNREAD_BODY_LIMIT_SECONDS: Final = 10.0
@@ -195,7 +196,7 @@ class Incoming:
             self._writer.enable_chunking()
 
     async def write(self, data: bytes) -> None:
-        """Send a piece of the body.  Returns when the client has taken all but `WRITE_BUFFER_BYTES` of it."""
+        """Send a piece of the body; waits for a slow client to take most of what came before."""
         self._require(Stage.STARTED)
         if self._framing is Framing.NONE or not data:
             return
@@ -265,7 +266,6 @@ class Incoming:
     async def _send(self, data: bytes) -> None:
         try:
             await self._writer.write(data)
-            await self._writer.drain()
         except ConnectionError as error:
             raise ClientGone from error
 
@@ -319,7 +319,8 @@ class HttpServer:
         self._is_idling_over = True
         for connection in self._connections.members - self._active.members:
             connection.force_close()
-        await self._active.wait_until_empty(deadline - asyncio.get_running_loop().time())
+        # For the connections, not only their handlers: an answer that was written may still be on its way out.
+        await self._connections.wait_until_empty(deadline - asyncio.get_running_loop().time())
         await self.close()
 
     async def close(self) -> None:

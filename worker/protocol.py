@@ -36,15 +36,19 @@ CONTINUES_MAX: Final = 256
 """Prefixes of a conversation's chain offered for recognition, newest first.  A turn adds two to a few dozen
 messages; a client that was away from the gateway for more than this many is taken for a new conversation."""
 
-Count = Annotated[int, Meta(ge=0, le=2**40)]
+COUNT_MAX: Final = 2**40
+NANOUSD_MAX: Final = 2**50
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 """Tokens, positions, generations: a bound far above any real one, low enough that sums never leave 64 bits."""
-Money = Annotated[int, Meta(ge=0, le=2**50)]
+Money = Annotated[int, Meta(ge=0, le=NANOUSD_MAX)]
 """Nano-dollars of one row, at most about 1.1 million dollars."""
 Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
 """What fits SQLite's integers, whatever it means."""
 Text = Annotated[str, Meta(max_length=512)]
 Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
 """Unix time."""
+PageSize = Annotated[int, Meta(ge=1, le=2**20)]
+"""What a peer asks for at once; each answer has a bound of its own."""
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -182,7 +186,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     boot: Text
     instance: Text
     version: Text
-    pid: int
+    pid: Count
 
 
 MetricType = Literal["counter", "histogram", "gauge"]
@@ -209,9 +213,9 @@ class Ping(Struct, frozen=True, kw_only=True):
 
 
 class IndexRequest(Struct, frozen=True, kw_only=True):
-    before: int = 2**62
+    before: Stored = 2**62
     """Row id to go on below: the newest keys come first."""
-    limit: Count = KEYS_PER_PAGE_MAX
+    limit: PageSize = KEYS_PER_PAGE_MAX
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -219,7 +223,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     after that position (a daemon whose snapshot was damaged asks from 0)."""
 
     naming: Naming
-    after: int = -1
+    after: Annotated[int, Meta(ge=-1, le=2**40)] = -1
 
 
 class Booking(Struct, frozen=True, kw_only=True):
@@ -244,7 +248,7 @@ class Query(Struct, frozen=True, kw_only=True):
     what: Literal["sessions", "session", "metrics"]
     session_id: Text = ""
     after: Text = ""
-    limit: Count = 200
+    limit: PageSize = 200
 
 
 class Bye(Struct, frozen=True, kw_only=True):
@@ -432,8 +436,15 @@ def decode(frames: list[bytes], direction: dict[Command, type[Body]]) -> Message
     try:
         return Message(command, sequence, _decoders[shape].decode(body))
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        # msgspec names the field and what was expected of it, never the value: safe to log and to send back.
-        raise ProtocolError(f"{command.value.decode()}: {str(error)[:200]}", sequence) from None
+        raise ProtocolError(f"{command.value.decode()}: {_fault(error)}", sequence) from None
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a body, fit to be logged and sent back: the field and the rule, never the value."""
+    text = str(error)
+    if text.startswith("Invalid enum value"):
+        text = f"Invalid enum value{text[text.rfind(' - at '):]}"
+    return text[:200]
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from typing import Final, Protocol
 
-import brotli  # type: ignore[import-untyped]
+import brotli
 import zstandard
 
 DECODED_BYTES_PER_CHUNK_MAX: Final = 32 * 1024 * 1024

@@ -9,13 +9,8 @@ is never added to it.
 
 from __future__ import annotations
 
-from typing import Final
-
 from daemon.providers.fields import Object, natural_at, object_at
-from worker.protocol import Usage
-
-TOKENS_MAX: Final = 2**53
-"""The ledger's `Count`; also the last integer that every JSON reader keeps exact."""
+from worker.protocol import COUNT_MAX, Usage
 
 
 class Tally:
@@ -69,7 +64,7 @@ class Tally:
 
     def _note(self, name: str, source: Object, key: str) -> None:
         count = natural_at(source, key)
-        if count is not None and count <= TOKENS_MAX:
+        if count is not None and count <= COUNT_MAX:
             self._counts[name] = count
 
     def _get(self, name: str) -> int:

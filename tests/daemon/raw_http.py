@@ -36,6 +36,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def until_still(value: Callable[[], int]) -> None:
+    """Wait until a number has not changed for a hundred looks."""
+    last, same = value(), 0
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while same < 100:
+            await asyncio.sleep(0.001)
+            last, same = (last, same + 1) if value() == last else (value(), 0)
+
+
 class Peer:
     """One end of a connection."""
 

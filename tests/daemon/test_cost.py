@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cost import COST_NANOUSD_MAX, MODELS_REMEMBERED_MAX, Prices
-from worker.protocol import Usage
+from daemon.cost import MODELS_REMEMBERED_MAX, Prices
+from worker.protocol import COUNT_MAX, NANOUSD_MAX, Usage
 
 AT_MS = 1_760_000_000_000
 """October 2025."""
@@ -78,6 +78,11 @@ def test_price_is_the_one_of_its_day() -> None:
     assert PRICES.price_nanousd("openai", "o3", Usage(input_tokens=1000), after) == 2_000_000
 
 
+@pytest.mark.parametrize("at_ms", [0, 2**53])
+def test_clock_that_is_far_off_still_gives_a_price(at_ms: int) -> None:
+    assert PRICES.price_nanousd("anthropic", "claude-haiku-4-5", Usage(input_tokens=1), at_ms) == 1_000
+
+
 @pytest.mark.parametrize(
     ("provider", "model"),
     [
@@ -96,7 +101,7 @@ def test_model_without_a_token_price_is_unknown_and_not_free(provider: str, mode
     assert PRICES.cap_ceiling(provider, model) == 0
 
 
-counts = st.integers(0, 10**7) | st.just(2**53)
+counts = st.integers(0, 10**7) | st.just(COUNT_MAX)
 
 
 @given(
@@ -117,12 +122,12 @@ def test_any_model_name_any_usage_and_any_time_give_a_count_or_none(
     provider: str, model: str, usage: Usage, at_ms: int
 ) -> None:
     price = PRICES.price_nanousd(provider, model, usage, at_ms)
-    assert price is None or 0 <= price <= COST_NANOUSD_MAX
+    assert price is None or 0 <= price <= NANOUSD_MAX
     assert PRICES.cap_ceiling(provider, model) >= 0
 
 
 def test_price_too_large_for_the_ledger_is_unknown() -> None:
-    assert PRICES.price_nanousd("anthropic", "claude-opus-4-8", Usage(output_tokens=2**53), AT_MS) is None
+    assert PRICES.price_nanousd("anthropic", "claude-opus-4-8", Usage(output_tokens=COUNT_MAX), AT_MS) is None
 
 
 def test_version_is_that_of_the_list() -> None:

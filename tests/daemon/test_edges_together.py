@@ -20,6 +20,7 @@ from tests.daemon.raw_http import (
     recording,
     run,
     until,
+    until_still,
 )
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -257,15 +258,6 @@ def test_slow_client_stops_the_provider(loop: str) -> None:
             assert received == offered
 
     run(scenario(), loop)
-
-
-async def until_still(value: object) -> None:
-    """Wait until a number has not changed for a hundred turns of the loop."""
-    assert callable(value)
-    last, same = value(), 0
-    while same < 100:
-        await asyncio.sleep(0.001)
-        last, same = (last, same + 1) if value() == last else (value(), 0)
 
 
 @both_loops

@@ -163,6 +163,43 @@ def test_malformed_request_is_answered_400_and_not_logged(
     assert caplog.records == []
 
 
+def test_body_whose_framing_breaks_on_the_way_is_answered_400(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        begun = asyncio.Event()
+        parts: list[bytes] = []
+
+        async def handler(incoming: Incoming) -> None:
+            async for part in incoming.chunks():
+                parts.append(part)
+                begun.set()
+            await hello(incoming)
+
+        async with a_server(handler) as server, a_client(server.port) as client:
+            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            await begun.wait()
+            await client.send(b"not a length\r\n")
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert answer.count(b"HTTP/1.") == 1
+        assert parts == [b"abc"]
+
+    run(scenario())
+    assert caplog.records == []
+
+
+def test_write_to_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async def handler(incoming: Incoming) -> None:
+            raise ClientGone
+
+        async with a_server(handler) as server, a_client(server.port) as client:
+            await client.send(GET)
+            assert await client.rest() == b""
+
+    run(scenario())
+    assert caplog.records == []
+
+
 def test_handler_that_raises_is_logged_once_and_answered_500(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async def handler(incoming: Incoming) -> None:
@@ -346,7 +383,7 @@ def test_drain_lets_an_active_answer_end_and_closes_after_it() -> None:
         async with a_server(handler) as server, a_client(server.port) as client, a_client(server.port) as idle:
             await client.send(GET)
             await client.head()
-            drain = asyncio.create_task(server.drain(idle_seconds=0.01, limit_seconds=5))
+            drain = asyncio.create_task(server.drain(idle_seconds=0.01, limit_seconds=3600))
             assert await idle.rest() == b""
             assert not drain.done()
             go_on.set()
@@ -378,6 +415,32 @@ def test_drain_cuts_at_its_limit_and_lets_the_handler_clean_up(loop: str) -> Non
             assert await client.rest() == b"3\r\nabc\r\n"
 
     run(scenario(), loop)
+
+
+def test_drain_lets_a_slow_client_take_an_answer_that_was_written() -> None:
+    body = b"x" * 16 * 1024 * 1024
+
+    async def scenario() -> None:
+        ended = asyncio.Event()
+
+        async def handler(incoming: Incoming) -> None:
+            await incoming.respond(200, body, "text/plain")
+            ended.set()
+
+        async with a_server(handler) as server, a_client(server.port, buffer_bytes=1024) as client:
+            await client.send(GET)
+            await client.head()
+            drain = asyncio.create_task(server.drain(idle_seconds=0.01, limit_seconds=3600))
+            received = 0
+            while not ended.is_set():
+                received += len(await client.reader.read(16 * 1024))
+            # The handler is done, and the end of the answer is still in the server's buffer.
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert received + len(await client.rest()) == len(body)
+            await drain
+
+    run(scenario())
 
 
 def test_drain_with_no_connections_is_immediate() -> None:

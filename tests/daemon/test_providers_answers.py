@@ -87,6 +87,12 @@ def test_terminal_is_seen_with_the_last_byte_of_the_last_event_and_not_before(pr
     assert looking_on.close(False).finished
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_follows_the_last_event_is_not_heard(protocol: WireFormat) -> None:
+    more = wire.sse("error", {"type": "error", "error": {"message": "x"}})
+    assert streamed(protocol, STREAMS[protocol] + more, more) == streamed(protocol, STREAMS[protocol])
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_every_line_end_gives_the_same_answer(end: str) -> None:
     looking_on = reader("messages", event_stream=True, encoding="")
@@ -140,8 +146,9 @@ def test_response_whose_last_event_leaves_its_items_out_is_known_from_the_earlie
 
 
 def test_response_still_on_its_way_has_no_unit() -> None:
-    answer = document("responses", wire.responses_document([], None, "queued"))
-    assert (answer.usage, answer.finished, answer.unit) == (None, True, None)
+    for status in ("queued", "in_progress", "cancelled"):
+        answer = document("responses", wire.responses_document(TEXT, None, status))
+        assert (answer.usage, answer.finished, answer.unit) == (None, True, None)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -235,7 +242,7 @@ def test_messages_cache_writes_are_split_by_lifetime_and_the_rest_is_short(usage
     assert messages_usage(usage) == Usage(cache_write_5m_tokens=short, cache_write_1h_tokens=long)
 
 
-@pytest.mark.parametrize("wrong", [True, -1, 1.5, "7", None, [], {}, 2**53 + 1, 10**30])
+@pytest.mark.parametrize("wrong", [True, -1, 1.5, "7", None, [], {}, 2**40 + 1, 10**30])
 def test_usage_that_is_no_count_is_ignored(wrong: Any) -> None:
     assert messages_usage({"input_tokens": wrong, "output_tokens": wrong}) is None
     assert messages_usage({"input_tokens": 5}, {"input_tokens": wrong}) == Usage(input_tokens=5)
@@ -312,8 +319,9 @@ def test_answer_without_words_has_no_unit(protocol: WireFormat) -> None:
     assert (answer.finished, answer.unit) == (True, None)
 
 
-def test_event_that_cannot_be_read_leaves_usage_but_no_unit() -> None:
-    broken = b'event: content_block_delta\ndata: {"type": "content_block_delta", \n\n'
+@pytest.mark.parametrize("name", [b"", b"event: content_block_delta\n", b"event: ping\n"])
+def test_event_that_cannot_be_read_leaves_usage_but_no_unit(name: bytes) -> None:
+    broken = name + b'data: {"type": "content_block_delta", \n\n'
     answer = streamed("messages", broken, STREAMS["messages"])
     assert (answer.finished, answer.usage, answer.unit) == (True, ANTHROPIC_READ, None)
 

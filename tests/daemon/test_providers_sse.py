@@ -23,6 +23,7 @@ def events_of(*chunks: bytes) -> list[Event]:
         (b"data:a\r\n\r\n", [Event("", b"a")]),
         (b"data: a\r\rdata: b\r\r", [Event("", b"a"), Event("", b"b")]),
         (b"event: x\ndata:  a\ndata: b\n\n", [Event("x", b" a\nb")]),
+        (b"event: x\r\ndata: a\r\ndata: b\r\n\r\n", [Event("x", b"a\nb")]),
         (b": comment\n\nid: 1\nretry: 5\n\n", []),
         (b"event: lonely\n\ndata: a\n\n", [Event("", b"a")]),
         (b"\xef\xbb\xbfdata: a\n\n", [Event("", b"a")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from daemon.upstream import (
     UpstreamUnreachable,
     end_to_end,
 )
-from tests.daemon.raw_http import Peer, a_provider, an_upstream, answering, recording, run, until
+from tests.daemon.raw_http import Peer, a_provider, an_upstream, answering, recording, run, until, until_still
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -195,6 +196,38 @@ def test_leaving_before_the_end_closes_the_providers_connection(loop: str) -> No
                 assert await anext(reply.chunks()) == b"abc"
                 assert provider.closed_by_client == 0
             await until(lambda: provider.closed_by_client == 1)
+
+    run(scenario(), loop)
+
+
+@both_loops
+def test_leaving_does_not_wait_for_a_provider_that_reads_no_further(loop: str) -> None:
+    """What is left of the request could never be written; an orderly close would keep its socket open."""
+
+    def open_files() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    async def scenario() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\n")
+            await asyncio.Event().wait()
+
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            while True:
+                yield b"x" * 64 * 1024
+                sent += 1
+
+        async with a_provider(script) as provider, an_upstream() as upstream:
+            before = open_files()
+            async with upstream.send("POST", provider.url, [], endless()) as reply:
+                assert reply.status == 413
+                await until_still(lambda: sent)
+                assert open_files() == before + 2
+            await until(lambda: open_files() == before + 1)
 
     run(scenario(), loop)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
-import brotli  # type: ignore[import-untyped]
+import brotli
 import openai
 import pytest
 import zstandard

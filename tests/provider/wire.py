@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final, Protocol, TypeVar
 
-import brotli  # type: ignore[import-untyped]
+import brotli
 import zstandard
 
 HEAD_BYTES_MAX: Final = 1024 * 1024
