@@ -11,6 +11,7 @@ while connected: what dies with a worker is the head of the queue, so later writ
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -95,5 +96,6 @@ class Outbox:
 
     def oldest_seconds(self, now: float) -> float:
         """Age of the oldest write kept, 0 when there is none."""
-        ages = [now - next(iter(part.values())).put_at for part in (self._unsent, self._in_flight) if part]
-        return max(ages, default=0.0)
+        # Unsent writes are in the order of their putting; those in flight, in that of their last sending.
+        first_unsent = [entry.put_at for entry in islice(self._unsent.values(), 1)]
+        return now - min([*first_unsent, *(entry.put_at for entry in self._in_flight.values())], default=now)

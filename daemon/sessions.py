@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Final, Protocol
 
@@ -107,11 +107,17 @@ class Held:
         self.phase = phase
 
     def place(self, rows: Iterable[Row]) -> None:
-        """Take rows whose position is known, and fold in what now follows the base without a gap."""
+        """Take rows whose position is known."""
         for row in rows:
             self.pending.pop(row.event_id, None)
             if row.position > self.position:
                 self.placed[row.position] = row
+        # A claim on its way brings another base, which may not know what this one would swallow now.
+        if self.phase is not Phase.CLAIMING:
+            self.advance()
+
+    def advance(self) -> None:
+        """Fold in what follows the base without a gap."""
         while self.base is not None and self.base.position + 1 in self.placed:
             self.base = states.observe(self.base, self.placed.pop(self.base.position + 1))
             self.generation += 1
@@ -137,7 +143,7 @@ class Sessions:
     def start(self, link: Link) -> None:
         self._link = link
 
-    def __iter__(self) -> Iterable[Held]:
+    def __iter__(self) -> Iterator[Held]:
         return iter(self._held.values())
 
     def counts(self) -> dict[str, int]:
@@ -154,16 +160,14 @@ class Sessions:
         reason = naming.reason if held.session_id == naming.session_id else _CONTINUES
         if held.phase is not Phase.OWNED:
             if held.phase is Phase.LOST:
-                self._claim(held, naming)
+                self._claim(held, _under(held, naming))
             asked, claimed = 0, True
             while claimed and held.claim_sequence != asked:  # Each page of rows is a claim that goes on.
                 asked = held.claim_sequence
                 claimed = await self._link.acknowledged(asked)
                 held = self.current(held)
             reason = (held.claim_reason if claimed else "") or reason
-        if held.naming.confirmed:
-            return held, replace(_confirmed(naming, held.session_id), reason=reason)
-        return held, naming
+        return held, replace(_under(held, naming), reason=reason)
 
     def current(self, held: Held) -> Held:
         """The session under the name it has now: a claim answered late may have joined it with another."""
@@ -254,17 +258,36 @@ class Sessions:
 
     def _claimed(self, entry: Entry, reply: protocol.Reply) -> None:
         held = self._claims.pop(entry.sequence, None)
-        if held is None or held.phase is not Phase.CLAIMING:
-            return
+        if held is None or held.phase is not Phase.CLAIMING or held.claim_sequence != entry.sequence:
+            return  # A page of a claim that was given up: a later claim brings all.
         held = self._renamed(held, reply.session_id)
-        if held.phase is Phase.OWNED:
-            return  # It was joined with a session that is ours already, and whose state is newer than this answer.
+        if held.claim_sequence != entry.sequence:
+            return  # It was joined with a session that is ours already, or whose own claim is on its way.
+        assert isinstance(entry.body, protocol.Claim)
+        if entry.body.after >= 0 and reply.epoch != held.epoch:
+            # Another daemon owned it between two pages: the snapshot that came with the first one may be outdone.
+            held.rebuilding = held.restored = None
+            held.become(Phase.LOST)
+            return
+        if held.rebuilding is None and held.base is not None and reply.epoch == held.epoch:
+            self._kept(held, reply)
+            return
         held.epoch = reply.epoch
         held.claim_reason = reply.reason
         if not self._restore(held, reply):
             return
         if held.phase is Phase.CLAIMING:
             held.become(Phase.OWNED if reply.owned else Phase.LOST)
+
+    def _kept(self, held: Held, reply: protocol.Reply) -> None:
+        """Nobody else owned it since: what is here is newer than any snapshot, and only rows were missing."""
+        held.claim_reason = reply.reason
+        held.place(reply.rows)
+        if reply.more:
+            self._ask_on(held, after=reply.rows[-1].position)
+        else:
+            held.become(Phase.OWNED)
+            held.advance()
 
     def _restore(self, held: Held, reply: protocol.Reply) -> bool:
         """Take what the claim brought; False while rows are still to come (another claim is on its way)."""
@@ -298,6 +321,7 @@ class Sessions:
         held.restored = held.rebuilding = None
         placed, held.placed = held.placed, {}
         held.place(placed.values())
+        held.advance()
 
     def _ask_on(self, held: Held, after: int) -> None:
         try:
@@ -325,7 +349,7 @@ class Sessions:
                 # The claim that was made under the other name is its claim too.
                 known.become(Phase.CLAIMING)
                 known.claim_sequence = held.claim_sequence
-                known.base = known.rebuilding = known.restored = None
+                known.rebuilding = known.restored = None
             known.place(held.placed.values())
             held.pending, held.placed, held.turns_in_flight, held.naming = {}, {}, 0, known.naming
             return known
@@ -365,8 +389,8 @@ class Sessions:
         """The held session the naming means, by its id or by the chain; a new place for it if there is none."""
         held = self._at(naming.session_id) or self._continued(naming)
         if held is None:
-            held = self._held[naming.session_id] = Held(naming)
             self._evict()
+            held = self._held[naming.session_id] = Held(naming)
         self._held.move_to_end(held.session_id)
         return held
 
@@ -391,7 +415,7 @@ class Sessions:
         return self._aliases.get(session_id, session_id)
 
     def _evict(self) -> None:
-        while len(self._held) > self._limit:
+        while len(self._held) >= self._limit:
             idle = next((held for held in list(self._held.values())[:_EVICTION_LOOK] if held.is_idle), None)
             if idle is None:
                 return
@@ -415,6 +439,13 @@ def _judged(snapshot: protocol.Snapshot | None) -> states.Restored:
 
 def _last_position(held: Held) -> int:
     return held.rebuilding[-1].position if held.rebuilding else 0
+
+
+def _under(held: Held, naming: Naming) -> Naming:
+    """The naming of a request as one of the session it was given: what the worker answers is then about that one."""
+    if held.naming.confirmed:
+        return _confirmed(naming, held.session_id)
+    return replace(naming, session_id=held.session_id)
 
 
 def _confirmed(naming: Naming, session_id: str) -> Naming:

@@ -1,0 +1,377 @@
+"""The command `perdure`: start it, look at it.
+
+One rule: what is shown is read, never changed, and a failure is one line that says what to do, with an exit status of
+the contract; nobody sees a traceback because nothing runs or a pipe was closed.
+
+Theory.  The verbs that run something (`up`, `daemon`, `worker`) check what can be checked early, put every setting into
+the environment, and then *become* the program, so that the pid a terminal or a service manager knows is the program's
+own.  The verbs that look (`status`, `sessions`, `show`) read the database through a read-only connection of their own:
+they tell the same whether or not anything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import http.client
+import io
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import apsw
+
+from daemon.pages import SESSIONS_HEADER, session_line, session_page, status_page
+from daemon.views import account_object, session_object
+from worker import runtime
+from worker.records import account_of, page_of_sessions
+from worker.runtime import Fatal
+from worker.settings import IPC_PATH_BYTES_MAX, BadSettings, Settings, environment, load
+from worker.store import Reader, StoreBusy, StoreRefused
+
+EXIT_INTERRUPTED: Final = 130
+"""Ctrl-C during a verb that looks: what shells give for SIGINT."""
+READYZ_SECONDS: Final = 2.0
+"""How long a daemon may take to say how it is; one that needs longer is not well."""
+STOP_MARGIN_SECONDS: Final = 20
+"""What a daemon needs to stop beyond its longest stream: idle connections, the last flush, and some."""
+SESSIONS_PER_PAGE: Final = 500
+ROWS_SHOWN: Final = 50
+"""Newest rows of one session in `show`, as in `/api/sessions/ID`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model's or client's name may have characters that this terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(_parser().parse_args(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has all it wanted (`| head`).  Python flushes once more at exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return runtime.EXIT_OK
+    except Fatal as fatal:
+        runtime.leave("perdure", fatal)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
+    try:
+        settings = load(flags, os.environ)
+        status: int = options.act(settings, options)
+    except (BadSettings, StoreRefused) as error:
+        raise Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
+    except StoreBusy as error:
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"the database can not be read now ({error}); try again") from error
+    return status
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+
+def up(settings: Settings, options: argparse.Namespace) -> NoReturn:
+    """Become a supervisor of one worker and its daemons, in the foreground."""
+    state, run = Path(settings.state_dir), Path(settings.runtime_dir)
+    _refuse_unsupervisable(settings)
+    # Logs name models, sessions and directories: they are their user's alone.
+    os.umask(0o077)
+    for directory in (state, state / "log", run):
+        runtime.private_directory(directory)
+    # Held for a moment, to say now what the worker would only say in its log.
+    os.close(runtime.lock_file(state / "perdure.lock", "set PERDURE_STATE_DIR to another directory"))
+    _refuse_taken_port(settings)
+    print(_greeting(settings), flush=True)
+    environ = _environment(settings, options)
+    environ["PERDURE_PYTHON"] = sys.executable
+    environ["PERDURE_STOP_SECONDS"] = str(int(settings.drain_seconds) + STOP_MARGIN_SECONDS)
+    # Without a user named, a supervisor that is root warns that it is: it was told nothing about whom to become.
+    user = ["-u", "root"] if os.geteuid() == 0 else []
+    _become(["daemon.supervise", "-n", "-c", str(_supervisord_conf()), *user], environ)
+
+
+def run_program(settings: Settings, options: argparse.Namespace) -> NoReturn:
+    """Become the daemon or the worker."""
+    _become([options.program], _environment(settings, options))
+
+
+def _become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process.  -P: the directory it was started in must not be able to replace a module."""
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-P", "-m", *module], environ)  # noqa: S606 - no shell is meant
+
+
+def _environment(settings: Settings, options: argparse.Namespace) -> dict[str, str]:
+    """This process's own, with every setting in it; the table of providers stays in the file."""
+    environ = {**os.environ, **environment(settings)}
+    if options.config:
+        environ["PERDURE_CONFIG"] = options.config
+    return environ
+
+
+def _supervisord_conf() -> Path:
+    """In a package it is among the worker's files, in a checkout at the top."""
+    packaged = Path(str(resources.files("worker"))) / "supervisord.conf"
+    return packaged if packaged.exists() else packaged.parent.parent / "supervisord.conf"
+
+
+def _refuse_unsupervisable(settings: Settings) -> None:
+    """What the programs themselves could do, but supervisord can not."""
+    if ":" in settings.listen_host:
+        remedy = "set PERDURE_LISTEN to 127.0.0.1:7373, or start `perdure worker` and `perdure daemon` yourself"
+        raise Fatal(
+            runtime.EXIT_CONFIGURATION, f"{settings.listen}: supervisord hands on no IPv6 socket to daemons; {remedy}"
+        )
+    if settings.listen_port == 0:
+        raise Fatal(runtime.EXIT_CONFIGURATION, f"{settings.listen}: nobody would know the port; give one")
+    for name, path in (("STATE", settings.state_dir), ("RUNTIME", settings.runtime_dir)):
+        if "%" in path:
+            remedy = f"set PERDURE_{name}_DIR to another directory"
+            raise Fatal(runtime.EXIT_CONFIGURATION, f"{path}: supervisord takes % for a sign of its own; {remedy}")
+    if len(os.fsencode(settings.runtime_dir)) + SUPERVISOR_SOCKET_BYTES > IPC_PATH_BYTES_MAX:
+        raise Fatal(
+            runtime.EXIT_CONFIGURATION,
+            f"{settings.runtime_dir}: too long for a socket in it; set PERDURE_RUNTIME_DIR to a shorter directory",
+        )
+
+
+def _refuse_taken_port(settings: Settings) -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # Connections of an earlier run that wait out their time do not make a port taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.listen_host, settings.listen_port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Fatal(
+                runtime.EXIT_UNAVAILABLE,
+                f"{settings.listen}: another program listens there (`perdure status` tells whether it is perdure); "
+                "stop it, or set PERDURE_LISTEN to another port",
+            ) from None
+        raise Fatal(
+            runtime.EXIT_CONFIGURATION, f"{settings.listen}: {error.strerror}; set PERDURE_LISTEN to an address of ours"
+        ) from None
+
+
+def _greeting(settings: Settings) -> str:
+    url = f"http://{settings.listen}"
+    daemons = "1 daemon" if settings.daemons == 1 else f"{settings.daemons} daemons"
+    lines = [
+        ("Claude Code", f"ANTHROPIC_BASE_URL={url} claude"),
+        ("OpenAI SDKs", f"OPENAI_BASE_URL={url}/v1"),
+        *([("Token", "clients send it as x-perdure-token")] if settings.token else []),
+        ("State", f"{settings.database}"),
+        ("Logs", f"{settings.state_dir}/log/"),
+        ("Look", "perdure status, perdure sessions"),
+        ("Stop", "Ctrl-C"),
+    ]
+    shown = "\n".join(f"  {name:<13}{text}" for name, text in lines)
+    return f"perdure {version('perdure')} on {url} (one worker, {daemons})\n\n{shown}\n"
+
+
+# -- looking -------------------------------------------------------------------------------------------------------
+
+
+def status(settings: Settings, options: argparse.Namespace) -> int:
+    """Is it there, is it well, what does it hold.  Exit status 0 if turns are answered."""
+    ready = _readyz(settings)
+    holder = _lock_holder(Path(settings.state_dir) / "perdure.lock")
+    report = {
+        "status": ready["status"],
+        "listen": settings.listen,
+        "checks": ready["checks"],
+        "database": _database(settings.database),
+        "worker": {"running": holder is not None, "pid": holder},
+    }
+    print(json.dumps(report, indent=2) if options.json else status_page(report))
+    return runtime.EXIT_OK if report["status"] in ("ready", "degraded") else runtime.EXIT_UNAVAILABLE
+
+
+def sessions(settings: Settings, options: argparse.Namespace) -> int:
+    """Every session, newest first."""
+    with _reading(settings.database) as reader:
+        found = _sessions(reader, options.limit)
+        if options.json:
+            print(json.dumps(list(found), indent=2))
+        else:
+            print(SESSIONS_HEADER)
+            now = time.time()
+            for shown in found:
+                print(session_line(shown, now))
+    return runtime.EXIT_OK
+
+
+def show(settings: Settings, options: argparse.Namespace) -> int:
+    """One session in full."""
+    with _reading(settings.database) as reader:
+        account = account_of(reader.execute, options.id, ROWS_SHOWN)
+    if account is None:
+        raise Fatal(
+            runtime.EXIT_USAGE,
+            f"no session, or more than one, goes by {options.id!r}; `perdure sessions` lists them "
+            "(an id, an alias, or at least six characters that only one id begins with)",
+        )
+    shown = account_object(account)
+    print(json.dumps(shown, indent=2) if options.json else session_page(shown))
+    return runtime.EXIT_OK
+
+
+@contextmanager
+def _reading(database: Path) -> Iterator[Reader]:
+    """A reader on the database.  Raises Fatal where there is none or it does not answer."""
+    if not database.exists():
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{database}: no database there yet; `perdure up` makes one")
+    try:
+        reader = Reader(database)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except apsw.Error as error:
+        raise StoreBusy(f"{database}: {error}") from error
+
+
+def _sessions(reader: Reader, limit: int | None) -> Iterator[dict[str, Any]]:
+    after, left = "", limit
+    while left is None or left > 0:
+        size = SESSIONS_PER_PAGE if left is None else min(left, SESSIONS_PER_PAGE)
+        page = page_of_sessions(reader.execute, after, size)
+        yield from (session_object(record) for record in page.records)
+        after, left = page.after, None if left is None else left - size
+        if not after:
+            return
+
+
+def _readyz(settings: Settings) -> dict[str, Any]:
+    """What a daemon says of itself; "down" where none answers."""
+    connection = http.client.HTTPConnection(settings.listen_host, settings.listen_port, timeout=READYZ_SECONDS)
+    try:
+        connection.request("GET", "/readyz", headers={"x-perdure-token": settings.token, "Connection": "close"})
+        said = json.loads(connection.getresponse().read(READYZ_BYTES_MAX))
+    except (OSError, http.client.HTTPException) as error:
+        return {"status": "down", "checks": {"daemon": f"does not answer ({error!s:.100})"}}
+    except ValueError:
+        said = None
+    finally:
+        connection.close()
+    if not isinstance(said, dict) or not {"status", "checks"} <= said.keys():
+        return {"status": "down", "checks": {"daemon": "not there: another program listens on its address"}}
+    return said
+
+
+def _lock_holder(lock: Path) -> int | None:
+    """The worker that has the state directory.
+
+    Looked up, not tried: whoever tries a lock holds it for a moment, and a worker starting in that moment is refused.
+    """
+    try:
+        inode, pid = str(lock.stat().st_ino), lock.read_text("ascii").strip()
+        held = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = any(words[1] == "FLOCK" and words[4] == pid and words[5].split(":")[-1] == inode for words in held)
+    return int(pid) if found else None
+
+
+def _database(path: Path) -> dict[str, Any]:
+    """The database's size and sums; `error` instead of the sums where it can not be read."""
+    wal = path.with_name(f"{path.name}-wal")
+    report: dict[str, Any] = {
+        "path": str(path),
+        "bytes": path.stat().st_size if path.exists() else 0,
+        "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+    }
+    try:
+        with _reading(path) as reader:
+            schema, count, turns, interrupted, priced, cost = next(reader.execute(_DATABASE))
+    except (Fatal, StoreBusy, StoreRefused) as error:
+        return {**report, "error": str(error)}
+    sums = {"sessions": count, "turns": turns, "interrupted": interrupted, "cost_nanousd": cost if priced else None}
+    return {**report, "schema": schema, **sums}
+
+
+# -- the command line ----------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help begins with an example; an error is one line."""
+
+    example = ""
+
+    def format_help(self) -> str:
+        return f"{self.example}\n\n{super().format_help()}"
+
+    def error(self, message: str) -> NoReturn:
+        runtime.leave("perdure", Fatal(runtime.EXIT_USAGE, f"{message}; `{self.prog} --help` says more"))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="perdure", description="An LLM gateway for coding agents whose sessions outlive its processes."
+    )
+    parser.example = "Example:  perdure up      then, elsewhere:  ANTHROPIC_BASE_URL=http://127.0.0.1:7373 claude"
+    parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, example: str, does: str, settings: Iterable[str], **defaults: object) -> _Parser:
+        made: _Parser = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
+        made.example = f"Example:  {example}"
+        made.set_defaults(**defaults)
+        made.add_argument("--config", metavar="FILE", help="a TOML file with settings (PERDURE_CONFIG)")
+        for setting in settings:
+            variable = f"PERDURE_{setting.upper()}"
+            default = getattr(_DEFAULTS, setting)
+            known = f" (default {default})" if default != "" else ""
+            made.add_argument(f"--{setting.replace('_', '-')}", metavar="VALUE", help=f"instead of {variable}{known}")
+        return made
+
+    verb("up", "perdure up --daemons 2", "run worker and daemons in the foreground", _SETTINGS, act=up)
+    for program in ("daemon", "worker"):
+        does = f"run one {program} in the foreground, for a supervisor of your own"
+        verb(program, f"perdure {program}", does, _SETTINGS, act=run_program, program=program)
+    looks = ("state_dir", "listen")
+    shown = [
+        verb("status", "perdure status --json", "whether it runs, is well, and what it holds", looks, act=status),
+        verb("sessions", "perdure sessions --limit 20", "every session, newest first", looks, act=sessions),
+        verb("show", "perdure show 4f1c2b", "one session in full", looks, act=show),
+    ]
+    for each in shown:
+        each.add_argument("--json", action="store_true", help="for programs: the objects of /api")
+    shown[1].add_argument("--limit", type=_positive, metavar="N", help="at most so many (default: all)")
+    shown[2].add_argument("id", metavar="ID", help="an id, an alias, or an id's beginning")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+SUPERVISOR_SOCKET_BYTES: Final = len("/sv.sock.4194304")
+"""The supervisor's socket as it is named while it is bound, with the longest pid."""
+READYZ_BYTES_MAX: Final = 65_536
+"""More than any answer of ours; whoever else listens there may send without end."""
+_DEFAULTS: Final = Settings()
+_SETTINGS: Final = tuple(
+    # A table does not fit a flag, and a secret on a command line is everybody's to read.
+    name
+    for name in Settings.__struct_fields__
+    if name not in ("providers", "token")
+)
+_DATABASE: Final = (
+    "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "
+    "coalesce(sum(turns), 0), coalesce(sum(interrupted), 0), coalesce(sum(priced), 0), coalesce(sum(cost_nanousd), 0) "
+    "FROM session_total"
+)

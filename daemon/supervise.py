@@ -1,0 +1,62 @@
+"""supervisord as `perdure up` runs it: it hears of a child's death when it happens.
+
+One rule: supervisord itself is untouched; one more descriptor is in what its loop waits for, and that is all.
+
+Theory.  supervisord takes turns.  A turn waits up to a second for anything to read, starts what is to be started, and
+then looks who has died; a signal was meant to end the wait, but since Python 3.5 a wait goes on after a signal.  The
+end of a child's output does end it, a moment too early: a process closes its files before it can be seen to be dead.
+So a death was noticed one second late, and what replaces it was started one second after that.  Here a signal writes
+a byte that ends the wait: of the two seconds one is left, and that one is wanted, because it is the only brake on a
+program that dies at once, again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+from supervisor import supervisord
+from supervisor.medusa import asyncore_25 as loop
+
+
+class Ear:
+    """In supervisord's loop, what reads the bytes that signals write."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        """Asked at the beginning of a turn.  Bytes of the turn before are read now and not in the wait: the death
+        they tell of has just been seen, and must not hasten the turn that starts the successor."""
+        self.handle_read_event()
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read_event(self) -> None:
+        try:
+            os.read(self._descriptor, 4096)
+        except BlockingIOError:
+            return  # Nothing was signalled.
+
+
+def hear_signals() -> None:
+    """Let every signal end the loop's wait."""
+    # A reload (SIGHUP) closes every descriptor from 5 on.  With what was inherited gone, the pipe's are 3 and 4.
+    os.closerange(3, _INHERITED_MAX)
+    hears, tells = os.pipe()
+    os.set_blocking(hears, False)
+    os.set_blocking(tells, False)
+    assert (hears, tells) == (3, 4), (hears, tells)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    loop.socket_map[hears] = Ear(hears)
+
+
+_INHERITED_MAX: Final = 256
+"""Descriptors a shell or make may have left open for its children; they use the lowest."""
+
+if __name__ == "__main__":
+    hear_signals()
+    supervisord.main()

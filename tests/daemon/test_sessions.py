@@ -1,0 +1,485 @@
+"""The sessions a daemon holds, told by hand what the worker would say, in any order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+import pytest
+from msgspec.structs import replace
+
+from daemon.index import KeyIndex
+from daemon.outbox import Body, Entry, Outbox
+from daemon.sessions import Held, Phase, Sessions
+from daemon.state import EMPTY, encode, fold
+from worker import protocol
+from worker.protocol import Booking, Claim, Command, Key, Lost, Naming, Reply, Row, SnapshotWrite, Usage
+
+T = TypeVar("T")
+NOON = 1_750_000_000_000
+S = Naming(session_id="s", confirmed=False, reason="the client named it")
+
+
+class Link:
+    """A worker whose answers are the test's own: it keeps what is put, and never says anything by itself."""
+
+    def __init__(self) -> None:
+        self.is_heard = False
+        self.outbox = Outbox(100)
+        self.put_bodies: list[Body] = []
+
+    def put(self, command: Command, body: Body) -> int:
+        self.put_bodies.append(body)
+        return self.outbox.put(command, body, 0.0)
+
+    async def acknowledged(self, sequence: int) -> bool:
+        if sequence in self.outbox and self.is_heard:
+            await Turn()
+        return sequence not in self.outbox
+
+
+class Turn:
+    """What a waiting coroutine awaits here: the test's next step."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class Bench:
+    """Sessions, their link, and the test's hand on both."""
+
+    def __init__(self, limit: int = 1_000) -> None:
+        self.link = Link()
+        self.log = logging.Logger("test")
+        self.warnings = Warnings()
+        self.log.addHandler(self.warnings)
+        self.index = KeyIndex()
+        self.sessions = Sessions(boot="d1", index=self.index, log=self.log, limit=limit)
+        self.sessions.start(self.link)
+
+    def hold(self, naming: Naming = S) -> tuple[Held, Naming]:
+        """Hold without waiting for the claim."""
+        return done(self.sessions.hold(naming))
+
+    def owned(self, naming: Naming = S, **reply: Any) -> Held:
+        held, _ = self.hold(naming)
+        self.answer(**{"session_id": naming.session_id, "epoch": 1, "owned": True, **reply})
+        return self.sessions.current(held)
+
+    def held_ids(self) -> list[str]:
+        return list(self.sessions._held)
+
+    def settle(self, held: Held, row: Row) -> Booking:
+        booking = Booking(naming=held.naming, row=row, epoch=held.epoch, seen=held.position)
+        self.sessions.settled(held, held.naming, row)
+        self.link.put(Command.END, booking)
+        return booking
+
+    def answer(self, body: Body | None = None, **reply: Any) -> None:
+        """Acknowledge a write: the oldest one, or the one with that body."""
+        entry = next(e for e in self.unanswered() if body is None or e.body is body)
+        self.link.outbox.acked(entry.sequence)
+        self.sessions.acknowledged(entry, Reply(sequence=entry.sequence, **reply))
+
+    def unanswered(self) -> list[Entry]:
+        outbox = self.link.outbox
+        return [*outbox._in_flight.values(), *outbox._unsent.values()]
+
+
+class Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def done(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("it waits")
+
+
+def row(position: int, *, settled_as: int = 0) -> Row:
+    return Row(
+        event_id=f"event-{position:04}",
+        session_id="s",
+        kind="turn",
+        status="complete",
+        started_at=NOON + position * 60_000,
+        ended_at=NOON + position * 60_000 + 1,
+        provider="p",
+        protocol="messages",
+        model="m",
+        usage=Usage(input_tokens=position, cache_read_tokens=7 * (position % 2), cache_write_5m_tokens=5),
+        cap_ceiling=266_666,
+        position=settled_as,
+    )
+
+
+def ledger(*positions: int) -> list[Row]:
+    return [row(position, settled_as=position) for position in positions]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_hold_of_an_unknown_session_claims_it_once(bench: Bench) -> None:
+    bench.hold()
+    bench.hold()
+
+    assert [type(body) for body in bench.link.put_bodies] == [Claim]
+
+
+def test_hold_while_the_worker_is_heard_goes_on_with_the_claims_answer(bench: Bench) -> None:
+    bench.link.is_heard = True
+    holding = bench.sessions.hold(S)
+    holding.send(None)
+
+    bench.answer(session_id="s", epoch=3, owned=True, reason="because")
+    held, naming = done(holding)
+
+    assert (held.phase, held.epoch) == (Phase.OWNED, 3)
+    assert (naming.confirmed, naming.reason) == (True, "because")
+
+
+def test_claim_answered_with_another_id_renames_the_session(bench: Bench) -> None:
+    held, _ = bench.hold()
+
+    bench.answer(session_id="canonical", epoch=1, owned=True)
+
+    assert bench.sessions.current(held).session_id == "canonical"
+    assert bench.hold()[0] is bench.sessions.current(held)
+
+
+def test_claim_answered_with_a_known_session_joins_both(bench: Bench) -> None:
+    known = bench.owned(Naming(session_id="canonical", confirmed=False))
+    held, _ = bench.hold()
+    bench.sessions.settled(held, held.naming, row(1))
+
+    bench.answer(session_id="canonical", epoch=1, owned=True)
+
+    assert bench.sessions.current(held) is known
+    assert "event-0001" in known.pending
+    assert bench.sessions.counts()["held"] == 1
+
+
+def test_claim_with_snapshot_and_rows_folds_them(bench: Bench) -> None:
+    rows = ledger(1, 2, 3, 4)
+    snapshot = encode(fold(EMPTY, rows[:2]), 5)
+
+    held = bench.owned(generation=5, position=2, snapshot=snapshot, rows=rows[2:])
+
+    assert held.base == fold(EMPTY, rows)
+    assert held.is_dirty
+
+
+def test_claim_with_nothing_after_the_snapshot_is_clean(bench: Bench) -> None:
+    snapshot = encode(fold(EMPTY, ledger(1)), 5)
+
+    held = bench.owned(generation=5, position=1, snapshot=snapshot)
+
+    assert (held.generation, held.is_dirty) == (5, False)
+    assert bench.sessions.flush() == 0
+
+
+def test_claim_with_more_rows_asks_for_the_next_page(bench: Bench) -> None:
+    rows = ledger(1, 2, 3)
+    held = bench.owned(rows=rows[:2], more=True)
+    assert held.is_idle is False
+
+    asked = bench.link.put_bodies[-1]
+    assert isinstance(asked, Claim) and asked.after == 2
+    bench.answer(session_id="s", epoch=1, owned=True, rows=rows[2:])
+
+    assert held.phase is Phase.OWNED
+    assert held.base == fold(EMPTY, rows)
+
+
+def test_claim_whose_owner_changed_between_pages_is_not_taken(bench: Bench) -> None:
+    rows = ledger(1, 2, 3)
+    held = bench.owned(rows=rows[:2], more=True)
+
+    bench.answer(session_id="s", epoch=3, owned=True, rows=rows[2:])
+
+    assert held.phase is Phase.LOST
+    assert bench.sessions.flush() == 0
+
+
+def test_claim_with_a_damaged_snapshot_asks_for_all_rows_and_warns_once(bench: Bench) -> None:
+    rows = ledger(1, 2)
+    damaged = replace(encode(fold(EMPTY, rows[:1]), 5), bust_rate_ema=0.123)
+
+    held = bench.owned(generation=5, position=1, snapshot=damaged, rows=rows[1:])
+    asked = bench.link.put_bodies[-1]
+    assert isinstance(asked, Claim) and asked.after == 0
+    bench.answer(session_id="s", epoch=1, owned=True, generation=5, snapshot=damaged, rows=rows)
+
+    assert held.base == fold(EMPTY, rows)
+    assert held.is_dirty
+    assert len(bench.warnings.texts) == 1
+
+
+def test_row_placed_while_the_claim_is_on_its_way_is_not_forgotten(bench: Bench) -> None:
+    held = bench.owned()
+    bench.sessions.lost(Lost(session_id="s", epoch=2))
+    bench.hold()
+    booking = bench.settle(held, row(2))
+
+    bench.answer(booking, session_id="s", epoch=2, position=2, rows=ledger(1))
+    bench.answer(session_id="s", epoch=3, owned=True, rows=ledger(1))
+
+    assert held.base == fold(EMPTY, ledger(1, 2))
+
+
+# -- losing and claiming again -----------------------------------------------------------------------------------------
+
+
+def test_lost_session_is_claimed_again_by_its_next_turn(bench: Bench) -> None:
+    held = bench.owned()
+    bench.sessions.lost(Lost(session_id="s", epoch=2))
+    assert held.phase is Phase.LOST
+
+    bench.hold()
+    bench.answer(session_id="s", epoch=3, owned=True, rows=ledger(1))
+
+    assert (held.phase, held.epoch, held.position) == (Phase.OWNED, 3, 1)
+
+
+def test_lost_of_an_older_epoch_changes_nothing(bench: Bench) -> None:
+    held = bench.owned(epoch=4)
+
+    bench.sessions.lost(Lost(session_id="s", epoch=3))
+
+    assert held.phase is Phase.OWNED
+
+
+def test_booking_answered_from_a_newer_epoch_loses_the_session(bench: Bench) -> None:
+    held = bench.owned()
+    booking = bench.settle(held, row(1))
+
+    bench.answer(booking, session_id="s", epoch=2, owned=False, position=1)
+
+    assert held.phase is Phase.LOST
+
+
+def test_claim_again_at_the_same_epoch_keeps_what_is_not_stored(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    gap = bench.settle(held, row(3))
+    latch(held, "local")
+    bench.answer(gap, session_id="s", epoch=1, owned=True, position=3)
+
+    bench.sessions.flush()
+    assert held.phase is Phase.LOST
+
+    bench.hold()
+    bench.answer(session_id="s", epoch=1, owned=True, rows=ledger(1, 2, 3))
+
+    assert held.base is not None and held.base.warming.disabled == "local"
+    assert (held.phase, held.position, held.is_dirty) == (Phase.OWNED, 3, True)
+
+
+def test_welcome_of_another_store_forgets_all_states(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1, 2))
+    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]))
+    welcome = protocol.Welcome(boot="w", incarnation="new", hash_key="ab" * 32, version="0", schema=1)
+
+    bench.sessions.welcomed(welcome, new_store=True)
+
+    assert (held.phase, held.base, held.generation) == (Phase.LOST, None, 0)
+    assert bench.index.continued(["x"]) == ""
+    assert bench.sessions.flush() == 0
+
+
+# -- bookings ----------------------------------------------------------------------------------------------------------
+
+
+def test_settled_turn_is_part_of_the_state_before_it_is_placed(bench: Bench) -> None:
+    held = bench.owned()
+
+    bench.settle(held, row(1))
+
+    assert held.state.gradient == fold(EMPTY, [row(1)]).gradient
+    assert (held.position, held.is_dirty) == (0, False)
+
+
+def test_acks_out_of_order_fold_in_the_order_of_positions(bench: Bench) -> None:
+    held = bench.owned()
+    first, second = bench.settle(held, row(1)), bench.settle(held, row(2))
+
+    bench.answer(second, session_id="s", epoch=1, owned=True, position=2)
+    assert held.position == 0
+    bench.answer(first, session_id="s", epoch=1, owned=True, position=1)
+
+    assert held.base == fold(EMPTY, ledger(1, 2))
+
+
+def test_row_told_twice_is_folded_once(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    booking = bench.settle(held, row(2))
+
+    bench.answer(booking, session_id="s", epoch=1, owned=True, position=2, rows=ledger(1))
+
+    assert held.base == fold(EMPTY, ledger(1, 2))
+
+
+def test_refused_claim_can_be_made_again(bench: Bench) -> None:
+    held, _ = bench.hold()
+    (entry,) = bench.unanswered()
+    bench.link.outbox.acked(entry.sequence)
+
+    bench.sessions.refused(entry, "too large")
+    bench.hold()
+
+    assert held.phase is Phase.CLAIMING
+    assert len(bench.link.put_bodies) == 2
+
+
+# -- one session, one proposal -----------------------------------------------------------------------------------------
+
+
+def test_turns_that_continue_an_unconfirmed_session_propose_its_id(bench: Bench) -> None:
+    """Or the store makes two sessions of them, and the daemon takes each for the other's alias."""
+    held, naming = bench.hold(Naming(session_id="first", confirmed=False))
+    bench.sessions.begun(held, replace(naming, keys=[Key(kind="request", name="chain", value="x")]))
+
+    again, proposed = bench.hold(Naming(session_id="second", confirmed=False, continues=["x"]))
+
+    assert again is held
+    assert proposed.session_id == "first"
+
+
+def test_claim_of_a_recognised_session_asks_for_that_session(bench: Bench) -> None:
+    held = bench.owned(Naming(session_id="known", confirmed=False))
+    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]))
+    bench.sessions.lost(Lost(session_id="known", epoch=2))
+
+    bench.hold(Naming(session_id="drawn", confirmed=False, continues=["x"]))
+
+    asked = bench.link.put_bodies[-1]
+    assert isinstance(asked, Claim)
+    assert (asked.naming.session_id, asked.naming.confirmed) == ("known", True)
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def latch(held: Held, text: str) -> None:
+    assert held.base is not None
+    held.base = replace(held.base, warming=replace(held.base.warming, disabled=text))
+    held.generation += 1
+
+
+def snapshots(bench: Bench) -> list[SnapshotWrite]:
+    return [body for body in bench.link.put_bodies if isinstance(body, SnapshotWrite)]
+
+
+def test_flush_of_a_dirty_session_writes_its_base(bench: Bench) -> None:
+    held = bench.owned(epoch=4, rows=ledger(1))
+
+    assert bench.sessions.flush() == 1
+    (write,) = snapshots(bench)
+    assert held.base is not None
+    assert (write.epoch, write.snapshot) == (4, encode(held.base, held.generation))
+
+
+def test_flush_with_a_snapshot_in_flight_writes_no_second_one(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    bench.sessions.flush()
+    latch(held, "newer")
+
+    assert bench.sessions.flush() == 0
+    assert len(snapshots(bench)) == 1
+
+
+def test_snapshot_acknowledged_cleans_its_generation(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    bench.sessions.flush()
+
+    bench.answer(session_id="s", epoch=1, owned=True, generation=held.generation)
+
+    assert not held.is_dirty
+    assert bench.sessions.flush() == 0
+
+
+def test_snapshot_acknowledged_leaves_a_newer_change_dirty(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    bench.sessions.flush()
+    latch(held, "newer")
+
+    bench.answer(session_id="s", epoch=1, owned=True, generation=1)
+
+    assert held.is_dirty
+    assert bench.sessions.flush() == 1
+
+
+def test_snapshot_refused_to_a_former_owner_loses_the_session(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    bench.sessions.flush()
+
+    bench.answer(session_id="s", epoch=2, owned=False, generation=1)
+
+    assert held.phase is Phase.LOST
+    assert bench.sessions.flush() == 0
+
+
+def test_snapshot_of_an_earlier_epoch_acknowledged_late_changes_nothing(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    bench.sessions.flush()
+    (late,) = snapshots(bench)
+    bench.sessions.lost(Lost(session_id="s", epoch=2))
+    bench.hold()
+    bench.answer(bench.link.put_bodies[-1], session_id="s", epoch=3, owned=True, rows=ledger(1))
+
+    bench.answer(late, session_id="s", epoch=3, owned=False, generation=1)
+
+    assert (held.phase, held.is_dirty) == (Phase.OWNED, True)
+
+
+# -- forgetting --------------------------------------------------------------------------------------------------------
+
+
+def test_eviction_lets_the_least_recently_used_clean_session_go() -> None:
+    bench = Bench(limit=2)
+    clean = [bench.owned(Naming(session_id=name, confirmed=False)) for name in ("a", "b", "c")]
+
+    assert bench.held_ids() == ["b", "c"]
+    assert bench.sessions.current(clean[0]) is clean[0]
+
+
+def test_eviction_never_drops_a_dirty_session() -> None:
+    bench = Bench(limit=2)
+    for name in ("a", "b"):
+        bench.owned(Naming(session_id=name, confirmed=False), rows=ledger(1))
+
+    bench.owned(Naming(session_id="c", confirmed=False))
+
+    assert bench.sessions.counts() == {"held": 3, "dirty": 2}
+
+
+@pytest.mark.parametrize("kept_by", ["a turn in flight", "a row without a position", "a claim"])
+def test_eviction_never_drops_a_session_in_use(kept_by: str) -> None:
+    bench = Bench(limit=1)
+    naming = Naming(session_id="a", confirmed=False)
+    if kept_by == "a claim":
+        bench.hold(naming)
+    else:
+        held = bench.owned(naming)
+        held.turns_in_flight = int(kept_by == "a turn in flight")
+        if kept_by == "a row without a position":
+            bench.settle(held, row(1))
+
+    bench.hold(Naming(session_id="b", confirmed=False))
+
+    assert bench.sessions.counts()["held"] == 2

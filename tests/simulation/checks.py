@@ -1,0 +1,194 @@
+"""What must be true, whatever happens: each check has a name, and a run passes if none has anything to say.
+
+One rule: the checks know nothing of the rules that the code under test uses; they know what a client saw, what was
+once committed, and that all must be found again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from daemon import state as states
+from daemon.state import EMPTY, SessionState
+from tests.simulation.model import MemoryTables
+from worker import batch
+from worker.ledger import DayKey, Sums, day_key, sums_of_day, sums_of_session
+from worker.protocol import Claim, Naming, Row, Snapshot, SnapshotWrite, Usage
+
+
+class Violation(NamedTuple):
+    check: str
+    what: str
+
+
+class Begun(NamedTuple):
+    """A turn that was let in: whose it is, and by whom it was served."""
+
+    conversation: int
+    boot: str
+
+
+class Checks:
+    """Collects what was seen in one run, and what was wrong with it."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+        self.is_faulty = True
+        """Processes and disks may fail; at the end of a run they no longer do."""
+        self.begun: dict[str, Begun] = {}
+        self.seen: Counter[str] = Counter()
+        """How often the situations came about that the checks are for."""
+        self._identities: dict[str, str] = {}
+        self._usages: dict[str, Usage | None] = {}
+        self._latches: defaultdict[str, set[str]] = defaultdict(set)
+        self._latch = 0
+
+    def fail(self, check: str, what: str) -> None:
+        self.violations.append(Violation(check, what))
+
+    def expect(self, condition: bool, check: str, what: object) -> None:
+        if not condition:
+            self.fail(check, str(what))
+
+    # -- what clients and daemons saw --------------------------------------------------------------------------------
+
+    def began(self, event_id: str, conversation: int, boot: str) -> None:
+        self.begun[event_id] = Begun(conversation, boot)
+
+    def identity_seen(self, event_id: str, session_id: str) -> None:
+        self._identities[event_id] = session_id
+
+    def usage_seen(self, event_id: str, usage: Usage | None) -> None:
+        self._usages[event_id] = usage
+
+    def snapshot_seen(self, session_id: str, snapshot: Snapshot) -> None:
+        self._latches[session_id] |= latches(snapshot)
+
+    def next_latch(self) -> str:
+        self._latch += 1
+        return str(self._latch)
+
+    # -- while it runs -----------------------------------------------------------------------------------------------
+
+    def written(self, tables: MemoryTables, mark: int, write: batch.Write) -> None:
+        """One write was applied: were the snapshots it moved its sender's to move?"""
+        for change in tables.journal[mark:]:
+            if change.table != "sessions" or change.before is None:
+                continue
+            before: batch.Session = change.before
+            after = tables.sessions[change.place]
+            if after.snapshot == before.snapshot:
+                continue
+            assert isinstance(write.body, SnapshotWrite)
+            assert after.snapshot is not None
+            present = before.owner == write.boot and before.epoch == write.body.epoch
+            self.expect(present, "snapshot_of_present_owner", (write.boot, before.owner))
+            rises = before.snapshot is None or before.snapshot.generation < after.snapshot.generation
+            self.expect(rises, "generation_rises", change.place)
+
+    def committing(self, tables: MemoryTables) -> None:
+        """A transaction is about to be durable: does it take anything back?"""
+        for change in {(change.table, change.place): change for change in reversed(tables.journal)}.values():
+            match change.table:
+                case "rows":
+                    row: Row | None = change.before
+                    if row is not None and row.is_settled:
+                        self.expect(tables.rows[change.place] == row, "settled_row_stays", change.place)
+                case "session_sums" | "day_sums":
+                    before: Sums = change.before or Sums()
+                    fallen = getattr(tables, change.table)[change.place].minus(before)
+                    self.expect(min(*fallen[2:7], fallen.turns) >= 0, "sums_never_fall", change.place)
+
+    # -- at the end --------------------------------------------------------------------------------------------------
+
+    def quiet(self, tables: MemoryTables, living: frozenset[str], named: dict[int, str]) -> None:
+        """All is healed and sent.  `named`: the session id of each conversation whose client minted one."""
+        self._facts_are_stored(tables, living)
+        self._identities_hold(tables, named)
+        self._sums_agree(tables)
+        self._states_return(tables)
+
+    def _facts_are_stored(self, tables: MemoryTables, living: frozenset[str]) -> None:
+        for event_id, session_id in self._identities.items():
+            row = tables.rows.get(event_id)
+            canonical = tables.aliases.get(session_id, session_id)
+            self.expect(row is not None and row.session_id == canonical, "seen_identity_is_stored", event_id)
+        for event_id, usage in self._usages.items():
+            row = tables.rows.get(event_id)
+            kept = row is not None and row.is_settled and row.usage == usage
+            self.expect(kept, "seen_usage_is_stored", (event_id, row))
+        for event_id, (_, boot) in self.begun.items():
+            row = tables.rows.get(event_id)
+            if boot in living:
+                self.expect(row is not None and row.is_settled, "living_daemons_row_is_settled", event_id)
+        self.expect(tables.rows.keys() <= self.begun.keys(), "no_row_from_nowhere", "")
+
+    def _identities_hold(self, tables: MemoryTables, named: dict[int, str]) -> None:
+        speakers: defaultdict[str, set[int]] = defaultdict(set)
+        for event_id, row in tables.rows.items():
+            conversation = self.begun[event_id].conversation
+            speakers[row.session_id].add(conversation)
+            if conversation in named:
+                self.expect(row.session_id == named[conversation], "named_session_never_splits", event_id)
+        for session_id, conversations in speakers.items():
+            self.expect(len(conversations) == 1, "strangers_are_never_merged", (session_id, conversations))
+
+    def _sums_agree(self, tables: MemoryTables) -> None:
+        sessions: defaultdict[str, Sums] = defaultdict(Sums)
+        days: defaultdict[DayKey, Sums] = defaultdict(Sums)
+        for row in tables.rows.values():
+            sessions[row.session_id] = sessions[row.session_id].plus(sums_of_session(row))
+            days[day_key(row)] = days[day_key(row)].plus(sums_of_day(row))
+        self.expect(tables.session_sums == sessions, "session_sums_are_the_ledgers", tables.session_sums)
+        self.expect(tables.day_sums == days, "day_sums_are_the_ledgers", tables.day_sums)
+
+    def _states_return(self, tables: MemoryTables) -> None:
+        """A fresh claim of each session brings what its whole ledger says, and every latch ever acknowledged."""
+        for session_id in list(tables.sessions):
+            rows = settled_rows(tables, session_id)
+            positions = [row.position for row in rows]
+            self.expect(positions == list(range(1, len(rows) + 1)), "positions_have_no_gap", positions)
+            state = claimed_state(tables, session_id)
+            tables.rollback()
+            whole = states.fold(EMPTY, rows)
+            self.expect(without_latches(state) == whole, "state_is_the_ledger_folded", (session_id, state, whole))
+            missing = self._latches[session_id] - latches(states.encode(state, 1))
+            self.expect(not missing, "acknowledged_latch_stays", (session_id, missing))
+            self.seen["latches"] += len(self._latches[session_id])
+
+
+def settled_rows(tables: MemoryTables, session_id: str) -> list[Row]:
+    return tables.rows_after(session_id, 0, len(tables.rows))
+
+
+def claimed_state(tables: MemoryTables, session_id: str) -> SessionState:
+    """What a daemon that never saw the session makes of a claim's answer."""
+    naming = Naming(session_id=session_id, confirmed=True)
+    snapshot: Snapshot | None = None
+    rows: list[Row] = []
+    after, more = -1, True
+    while more:
+        write = batch.Write("auditor", 1, Claim(naming=naming, after=after))
+        reply, _ = batch.claim(tables, write.body, write, live=frozenset(), now=0)  # type: ignore[arg-type]
+        snapshot, rows, more = snapshot or reply.snapshot, rows + reply.rows, reply.more
+        after = rows[-1].position if rows else 0
+    restored = (
+        states.decode(snapshot)
+        if snapshot
+        else states.Restored(gradient=EMPTY.gradient, warming=EMPTY.warming, position=0)
+    )
+    assert restored.is_complete, restored.warnings
+    return states.rebuild(restored, rows)
+
+
+def latches(snapshot: Snapshot) -> set[str]:
+    warming = states.decode(snapshot).warming
+    assert warming is not None
+    return set((warming.disabled or "").split(",")) - {""}
+
+
+def without_latches(state: SessionState) -> SessionState:
+    return replace(state, warming=replace(state.warming, disabled=None))
