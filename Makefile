@@ -10,7 +10,7 @@ up: $(VENV)/.run
 	@exec $(BIN)/perdure up
 
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

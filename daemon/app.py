@@ -72,7 +72,7 @@ class Daemon:
         boot = f"{instance}-{secrets.token_hex(6)}"
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
-        self._sessions = Sessions(boot=boot, index=KeyIndex(), log=log)
+        self._sessions = Sessions(index=KeyIndex(), log=log)
         self._link = WorkerClient(
             address=settings.worker_url,
             hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from daemon.cost import Prices
+from daemon.held import Held
 from daemon.identity import Known, answered
 from daemon.metrics import Metrics
 from daemon.providers import Answer, Turn
-from daemon.sessions import Held, Sessions
+from daemon.sessions import Sessions
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.protocol import Command, Naming, Row, Status

@@ -27,12 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-import apsw
-
 from daemon.pages import SESSIONS_HEADER, session_line, session_page, status_page
 from daemon.views import account_object, session_object
 from worker import runtime
-from worker.records import account_of, page_of_sessions
+from worker.records import DamagedRow, account_of, page_of_sessions, totals_of
 from worker.runtime import Fatal
 from worker.settings import IPC_PATH_BYTES_MAX, BadSettings, Settings, environment, load
 from worker.store import Reader, StoreBusy, StoreRefused
@@ -232,14 +230,13 @@ def _reading(database: Path) -> Iterator[Reader]:
     """A reader on the database.  Raises Fatal where there is none or it does not answer."""
     if not database.exists():
         raise Fatal(runtime.EXIT_UNAVAILABLE, f"{database}: no database there yet; `perdure up` makes one")
+    reader = Reader(database)
     try:
-        reader = Reader(database)
-        try:
-            yield reader
-        finally:
-            reader.close()
-    except apsw.Error as error:
-        raise StoreBusy(f"{database}: {error}") from error
+        yield reader
+    except DamagedRow as error:
+        raise StoreRefused(f"{database}: damaged ({error}); stop perdure and put back a backup") from error
+    finally:
+        reader.close()
 
 
 def _sessions(reader: Reader, limit: int | None) -> Iterator[dict[str, Any]]:
@@ -294,11 +291,12 @@ def _database(path: Path) -> dict[str, Any]:
     }
     try:
         with _reading(path) as reader:
-            schema, count, turns, interrupted, priced, cost = next(reader.execute(_DATABASE))
+            schema, count, sums = totals_of(reader.execute)
     except (Fatal, StoreBusy, StoreRefused) as error:
         return {**report, "error": str(error)}
-    sums = {"sessions": count, "turns": turns, "interrupted": interrupted, "cost_nanousd": cost if priced else None}
-    return {**report, "schema": schema, **sums}
+    cost = sums.cost_nanousd if sums.priced else None
+    found = {"sessions": count, "turns": sums.turns, "interrupted": sums.interrupted, "cost_nanousd": cost}
+    return {**report, "schema": schema, **found}
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
@@ -369,9 +367,4 @@ _SETTINGS: Final = tuple(
     name
     for name in Settings.__struct_fields__
     if name not in ("providers", "token")
-)
-_DATABASE: Final = (
-    "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "
-    "coalesce(sum(turns), 0), coalesce(sum(interrupted), 0), coalesce(sum(priced), 0), coalesce(sum(cost_nanousd), 0) "
-    "FROM session_total"
 )

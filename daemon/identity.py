@@ -8,6 +8,7 @@ messages in normal form: link i stands for the first i messages.  When a turn be
 its last request; when it was answered, the link that includes the answer takes its place.  A later request continues
 the session whose link is among the request's own proper prefixes, and only if one session alone holds it: two
 conversations with equal openings are told apart by their answers, and where even these are equal by nothing at all.
+The same request again, within minutes, is a retry of one that was not answered, or whose answer was not read.
 The model is no part of it, since people change models within a conversation.
 
 The place of what is to come: hints (learned headers, `prompt_cache_key`), sub-agents and side calls are further ways
@@ -63,6 +64,11 @@ class Chain(Struct, frozen=True):
     last: Unit
     """The newest message and the link before it: an answer may go on from a message the client began for it."""
 
+    @property
+    def is_opening(self) -> bool:
+        """No answer was given yet; a message that the client began for the assistant is none."""
+        return len(self.links) <= 2
+
     def answered(self, hash_key: bytes, answer: Unit) -> tuple[str, int]:
         """The link that covers the answer too, and how many messages it covers."""
         units = merged([self.last, answer])
@@ -81,8 +87,8 @@ class Known(Struct, frozen=True, kw_only=True):
     """(name, value) of the session id the client minted."""
     minted_in_body: bool = False
     chain: Chain | None = None
-    body_link: str = ""
-    """The chain's last link together with the whole body: equal for a repeated request only."""
+    retry_link: str = ""
+    """Equal for a repeated request only."""
 
 
 def known_from(headers: Headers, turn: Turn, hash_key: bytes | None) -> Known:
@@ -106,8 +112,7 @@ def with_chain(known: Known, units: Sequence[Unit], body: bytes, hash_key: bytes
     for unit in units:
         links.append(_link(hash_key, links[-1], unit))
     chain = Chain(tuple(links[1:]), links[-2], units[-1])
-    retry = hashlib.blake2b(body, key=hash_key, digest_size=_DIGEST_BYTES).hexdigest()
-    return replace(known, chain=chain, body_link=_digest(hash_key, "retry", chain.links[-1], retry))
+    return replace(known, chain=chain, retry_link=_retry_link(hash_key, chain, body))
 
 
 def naming_of(known: Known, drawn_id: str) -> Naming:
@@ -130,8 +135,8 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
         session_id=drawn_id,
         confirmed=False,
         continues=list(reversed(chain.links[:-1]))[:CONTINUES_MAX] if chain else [],
-        retry=known.body_link,
-        keys=_unanswered_keys(chain, known.body_link) if chain else [],
+        retry=known.retry_link,
+        keys=_unanswered_keys(chain, known.retry_link) if chain else [],
         chain_length=len(chain.links) if chain else 0,
         client=known.client,
         account=known.account,
@@ -144,9 +149,12 @@ def answered(naming: Naming, known: Known, answer: Unit | None, hash_key: bytes 
     if known.chain is None or hash_key is None or answer is None:
         return naming
     link, length = known.chain.answered(hash_key, answer)
+    # A client that was cut off before it read this answer sends the request again.  An opening is not kept for that:
+    # the same first words, answered twice, are two conversations.
+    kept = ("header", "body") if known.chain.is_opening else ("header", "body", "retry")
     return replace(
         naming,
-        keys=[key for key in naming.keys if key.kind in ("header", "body")] + [_chain_key("answer", link)],
+        keys=[*(key for key in naming.keys if key.kind in kept), _chain_key("answer", link)],
         chain_length=length,
     )
 
@@ -159,7 +167,7 @@ def derived_id(name: str, value: str) -> str:
 def account_of(named: dict[str, str], turn: Turn, hash_key: bytes | None) -> str:
     """A stable claim where the client sends one, else a keyed hash of the credential, whichever header carried it."""
     claim = turn.account_claim or next((named[name] for name in ACCOUNT_HEADERS if named.get(name)), "")
-    if claim and len(claim) <= ID_CHARACTERS_MAX:
+    if _is_id(claim):
         return claim
     credential = named.get("x-api-key") or named.get("authorization", "").removeprefix("Bearer ").strip()
     if not credential or hash_key is None:
@@ -193,8 +201,15 @@ def _is_id(value: str) -> bool:
     return 0 < len(value) <= ID_CHARACTERS_MAX and value.isprintable()
 
 
-def _unanswered_keys(chain: Chain, body_link: str) -> list[Key]:
-    return [_chain_key("retry", body_link), _chain_key("request", chain.links[-1])]
+def _retry_link(hash_key: bytes, chain: Chain, body: bytes) -> str:
+    """The same messages with all answers are proof enough: clients ask again with another `stream`, for example.  An
+    opening proves little by itself, and must be the same request to the last byte."""
+    whole = hashlib.blake2b(body, key=hash_key, digest_size=_DIGEST_BYTES).hexdigest() if chain.is_opening else ""
+    return _digest(hash_key, "retry", chain.links[-1], whole)
+
+
+def _unanswered_keys(chain: Chain, retry_link: str) -> list[Key]:
+    return [_chain_key("retry", retry_link), _chain_key("request", chain.links[-1])]
 
 
 def _chain_key(kind: str, value: str) -> Key:

@@ -81,7 +81,7 @@ class OwnPaths:
     async def _all_metrics(self) -> list[protocol.Family]:
         """Of all daemons and the worker; of this daemon alone while the worker does not answer."""
         answer = await self._link.query(protocol.Query(what="metrics"))
-        if answer is None:
+        if answer is None or not answer.answered:
             return self._metrics()
         return msgspec.json.decode(answer.body, type=list[protocol.Family])
 
@@ -90,10 +90,10 @@ class OwnPaths:
         after = ""
         while True:
             answer = await self._link.query(protocol.Query(what="sessions", after=after))
-            records = msgspec.json.decode(answer.body, type=list[Record] | None) if answer else None
-            if answer is None or records is None:
+            if answer is None or not answer.answered:
                 await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
                 return
+            records = msgspec.json.decode(answer.body, type=list[Record])
             shown += [session_object(record) for record in records]
             after = answer.after
             if not after:
@@ -102,7 +102,7 @@ class OwnPaths:
 
     async def _session(self, incoming: Incoming, session_id: str) -> None:
         answer = await self._link.query(protocol.Query(what="session", session_id=session_id[:256]))
-        if answer is None:
+        if answer is None or not answer.answered:
             await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
             return
         account = msgspec.json.decode(answer.body, type=Account | None)

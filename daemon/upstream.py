@@ -94,6 +94,9 @@ class Reply:
             while data := await content.readany():
                 yield data
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            # aiohttp tells of the cut before it hands out what arrived just ahead of it.
+            if rest := content._read_nowait(-1):
+                yield rest
             raise UpstreamCut(f"{self._host} broke off its answer ({type(error).__name__})") from error
 
 

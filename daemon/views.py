@@ -93,7 +93,16 @@ def _state(record: Record) -> tuple[SessionState, tuple[str, ...]]:
     if snapshot is None:
         return states.fold(EMPTY, record.rows), ()
     restored = states.decode(snapshot)
-    return states.rebuild(restored, record.rows), restored.warnings
+    state = states.rebuild(restored, record.rows)
+    # A damaged group is folded from all rows when its session is next claimed; half of them would show a lie.
+    return (
+        structs.replace(
+            state,
+            gradient=state.gradient if restored.gradient else EMPTY.gradient,
+            warming=state.warming if restored.warming else EMPTY.warming,
+        ),
+        restored.warnings,
+    )
 
 
 def _warmup(state: SessionState) -> dict[str, Any] | None:

@@ -87,7 +87,7 @@ class WorkerClient:
         self._welcome: protocol.Welcome | None = None
         self._former: protocol.Welcome | None = None
         self._indexed_keys = 0
-        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._waiters: dict[int, asyncio.Future[bool]] = {}
         self._queries: dict[int, asyncio.Future[protocol.Answer]] = {}
         self._query_sequence = _QUERIES_FROM
         self._last_heard = 0.0
@@ -116,6 +116,8 @@ class WorkerClient:
 
     def put(self, command: Command, body: Body) -> int:
         """Keep a write until it is acknowledged, and send it now if the worker is heard.  Raises OutboxFull."""
+        # What can not be encoded must fail its own request, not stay in the outbox and fail every send.
+        protocol.encode(command, body)
         sequence = self._outbox.put(command, body, time.monotonic())
         self._flush()
         return sequence
@@ -130,7 +132,7 @@ class WorkerClient:
         asked_at = time.monotonic()
         await asyncio.wait([waiter], timeout=ACK_WAIT_SECONDS)
         if waiter.done():
-            return True
+            return waiter.result()
         if self._last_heard < asked_at and self.state is LinkState.READY:
             self._become(LinkState.SILENT)
         return False
@@ -273,7 +275,7 @@ class WorkerClient:
         entry = self._outbox.acked(reply.sequence)
         if entry is not None:
             self._listener.acknowledged(entry, reply)
-        self._release(reply.sequence)
+        self._release(reply.sequence, committed=True)
         if not len(self._outbox):
             self._emptied.set()
 
@@ -282,12 +284,12 @@ class WorkerClient:
         self._log.error("the worker refused %s: %s", entry.command.name if entry else "a frame", reason)
         if entry is not None:
             self._listener.refused(entry, reason)
-        self._release(sequence)
+        self._release(sequence, committed=False)
 
-    def _release(self, sequence: int) -> None:
+    def _release(self, sequence: int, *, committed: bool) -> None:
         waiter = self._waiters.pop(sequence, None)
         if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(committed)
 
     def _indexed(self, page: protocol.IndexPage) -> None:
         self._listener.indexed(page.entries)

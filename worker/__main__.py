@@ -12,7 +12,7 @@ from logging import Logger
 from pathlib import Path
 
 from worker import runtime
-from worker.server import RETRY_SECONDS, Server
+from worker.server import RETRY_SECONDS, AddressRefused, Server
 from worker.settings import BadSettings, Settings, load
 from worker.store import Store, StoreBusy, StoreRefused
 
@@ -36,8 +36,13 @@ def serve(settings: Settings) -> None:
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)
     state = runtime.private_directory(Path(settings.state_dir))
-    runtime.private_directory(Path(settings.worker_url.removeprefix("ipc://")).parent)
-    runtime.lock_file(state / "perdure.lock")
+    socket = Path(settings.worker_url.removeprefix("ipc://"))
+    runtime.private_directory(socket.parent)
+    runtime.lock_file(state / "perdure.lock", "set PERDURE_STATE_DIR to another directory")
+    # ZeroMQ would take the path from a worker that serves another state directory, without a word.
+    runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
+    # Until there is something to finish, a signal ends the process at once.
+    runtime.on_signals(lambda: sys.exit(runtime.EXIT_OK))
     try:
         store = _open(settings.database, log)
         server = Server(store, settings.worker_url, version=version("perdure"), boot=secrets.token_hex(8), log=log)
@@ -45,9 +50,11 @@ def serve(settings: Settings) -> None:
         log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
         try:
             server.run()
-        finally:
-            store.close()
-    except StoreRefused as error:
+        except StoreRefused:
+            store.abandon()
+            raise
+        store.close()
+    except (StoreRefused, AddressRefused) as error:
         raise runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
     log.info("stopped")
 

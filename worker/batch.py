@@ -38,8 +38,7 @@ from worker.protocol import (
 )
 
 RETRY_MILLISECONDS: Final = 10 * 60 * 1000
-"""How long an unanswered request may be told from a new one with the same body.  SDKs give up on a request after ten
-minutes."""
+"""How long the same body again may be a retry.  SDKs give up on a request after ten minutes."""
 
 
 class Session(Struct, frozen=True, kw_only=True):
@@ -145,7 +144,8 @@ def book(tables: Tables, body: Booking, write: Write, *, live: frozenset[str]) -
     """Enter a row, open or settled.  A row counts whoever sends it: the fence guards snapshots, never money."""
     session, reason = resolve(tables, body.naming, at=body.row.started_at, live=live)
     before = tables.row(body.row.event_id)
-    row = replace(body.row, session_id=session.session_id, reason=reason or body.row.reason)
+    # Positions are given here alone, and only to settled rows.
+    row = replace(body.row, session_id=session.session_id, reason=reason or body.row.reason, position=0)
     if supersedes(row, before):
         if row.is_settled:
             session = replace(session, last_position=session.last_position + 1)
@@ -230,25 +230,26 @@ def _continued(tables: Tables, naming: Naming, *, at: int, live: frozenset[str])
     Two sessions holding the same value are content-equal strangers: nothing tells which one speaks, and a wrong split
     is preferred to a wrong merge.
     """
+    repeated: set[str] = set()
     if naming.retry:
-        repeated = [h for h in tables.holders(["retry"], naming.retry) if _is_retry(tables, h, at=at, live=live)]
-        if len(repeated) == 1:
-            return tables.session(repeated[0].session_id), "repeats an unanswered request of this session"
+        holders = tables.holders(["retry"], naming.retry)
+        repeated = {holder.session_id for holder in holders if _is_retry(tables, holder, at=at, live=live)}
+    continued: set[str] = set()
     for value in naming.continues:
-        holders = {holder.session_id for holder in tables.holders(["answer", "request"], value)}
-        if len(holders) == 1:
-            return tables.session(holders.pop()), "continues the conversation of this session"
-        if holders:
-            return None, ""
-    return None, ""
+        continued = {holder.session_id for holder in tables.holders(["answer", "request"], value)}
+        if continued:
+            break
+    found = continued | repeated
+    if len(found) != 1:
+        return None, ""
+    reason = "continues the conversation of this session" if continued else "repeats a request of this session"
+    return tables.session(found.pop()), reason
 
 
 def _is_retry(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -> bool:
-    """The earlier request is over and was not answered.  One still in flight has a twin, not a retry."""
-    if abs(at - holder.at) > RETRY_MILLISECONDS:
-        return False
+    """The earlier request is over, and not for long.  One still in flight has a twin, not a retry."""
     row = tables.row(holder.event_id)
-    if row is None or row.status == "complete":
+    if row is None or abs(at - holder.at) > RETRY_MILLISECONDS:
         return False
     return row.is_settled or row.boot not in live
 
@@ -265,6 +266,7 @@ def _learned(session: Session, naming: Naming, row: Row) -> Session:
         account=row.account or session.account,
         model=row.model or session.model,
         message_count=row.message_count,
+        first_seen_at=min(session.first_seen_at, row.started_at),
         last_seen_at=row.started_at,
         chain_length=max(session.chain_length, naming.chain_length),
         fingerprint=chained[-1] if chained and newest else session.fingerprint,
@@ -274,7 +276,7 @@ def _learned(session: Session, naming: Naming, row: Row) -> Session:
 
 
 def _learn_keys(tables: Tables, session: Session, naming: Naming, row: Row) -> None:
-    """Record the keys.  Chain keys replace those of a shorter or equal chain; a known answer replaces the request's.
+    """Record the keys.  Chain keys replace those of a shorter or equal chain; a known answer replaces all others.
 
     The answer key of the turn before stays until the new turn is answered, so that a repeated request still finds
     its session after everything was killed.
@@ -296,7 +298,11 @@ _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
 
 
 def _move_sums(tables: Tables, before: Row | None, row: Row) -> None:
-    tables.add_to_session(row.session_id, sums_of_session(row).minus(sums_of_session(before)))
+    if before is not None and before.session_id != row.session_id:
+        tables.add_to_session(before.session_id, Sums().minus(sums_of_session(before)))
+        tables.add_to_session(row.session_id, sums_of_session(row))
+    else:
+        tables.add_to_session(row.session_id, sums_of_session(row).minus(sums_of_session(before)))
     if before is not None and day_key(before) != day_key(row):
         tables.add_to_day(day_key(before), Sums().minus(sums_of_day(before)))
         before = None

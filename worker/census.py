@@ -17,6 +17,10 @@ FORGET_SECONDS: Final = 120.0
 """Silence after which its counters join those of the dead and it must say HELLO again."""
 
 
+RETURNING_MAX: Final = 64
+"""Boots that left whose counts are kept apart: a process that was stopped for long comes back and counts on."""
+
+
 class Peer:
     """One boot of one daemon."""
 
@@ -33,6 +37,7 @@ class Census:
 
     def __init__(self) -> None:
         self.peers: dict[str, Peer] = {}
+        self._gone: dict[str, list[Family]] = {}
         self._dead: list[Family] = []
 
     def greet(self, boot: str, hello: Hello, now: float) -> None:
@@ -42,6 +47,8 @@ class Census:
                 self.leave(other)
         if boot not in self.peers:
             self.peers[boot] = Peer(hello, now)
+            # One that was away goes on from what it had counted; nothing is added twice.
+            self.peers[boot].metrics = self._gone.pop(boot, [])
 
     def heard(self, boot: str, now: float) -> bool:
         """Note a sign of life; False for a boot that must be greeted first."""
@@ -53,8 +60,12 @@ class Census:
 
     def leave(self, boot: str) -> None:
         peer = self.peers.pop(boot, None)
-        if peer is not None:
-            self._dead = merged([self._dead, [f for f in peer.metrics if f.type != "gauge"]])
+        if peer is None:
+            return
+        self._gone[boot] = [f for f in peer.metrics if f.type != "gauge"]
+        if len(self._gone) > RETURNING_MAX:
+            longest_gone = next(iter(self._gone))
+            self._dead = merged([self._dead, self._gone.pop(longest_gone)])
 
     def forget_silent(self, now: float) -> None:
         for boot, peer in list(self.peers.items()):
@@ -67,7 +78,7 @@ class Census:
     def metrics(self, own: list[Family], now: float) -> list[Family]:
         """The sum over this worker, every daemon it heard lately, and what the others counted before."""
         live = self.live(now)
-        parts = [own, self._dead]
+        parts = [own, self._dead, *self._gone.values()]
         for boot, peer in self.peers.items():
             parts.append([f for f in peer.metrics if boot in live or f.type != "gauge"])
         return merged(parts)

@@ -125,7 +125,7 @@ class Key(Struct, frozen=True, kw_only=True):
 
     `header` and `body`: a session id minted by the client.  The other three are keyed hashes over a conversation's
     leading messages: `answer` up to and with the last answer, `request` up to the last request whose answer is not
-    known, `retry` the last request's chain together with its whole body.
+    known, `retry` the last request itself.
     """
 
     kind: KeyKind
@@ -331,6 +331,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     body: msgspec.Raw
     after: Text = ""
     """Pass it on to get the next page; empty after the last one."""
+    answered: bool = True
+    """False: the worker could not read now; the body says nothing."""
 
 
 Body = (
@@ -443,7 +445,7 @@ def _fault(error: Exception) -> str:
     """What is wrong with a body, fit to be logged and sent back: the field and the rule, never the value."""
     text = str(error)
     if text.startswith("Invalid enum value"):
-        text = f"Invalid enum value{text[text.rfind(' - at '):]}"
+        text = f"Invalid enum value{text[text.rfind(' - at ') :]}"
     return text[:200]
 
 

@@ -14,7 +14,9 @@ from msgspec import Struct
 from worker.batch import Session
 from worker.ledger import Sums
 from worker.protocol import Row
-from worker.tables import ROW_COLUMNS, SESSION_COLUMNS, row_of, session_of
+from worker.tables import ROW_COLUMNS, SESSION_COLUMNS, DamagedRow, row_of, session_of
+
+__all__ = ["Account", "DamagedRow", "Page", "Record", "account_of", "page_of_sessions", "totals_of"]
 
 Execute = Callable[..., Iterator[tuple[Any, ...]]]
 
@@ -45,7 +47,7 @@ class Account(Struct, frozen=True, kw_only=True):
 def page_of_sessions(execute: Execute, after: str, limit: int) -> Page:
     """Sessions, the most recently used first."""
     at, _, last_id = after.partition(":")
-    bound = (int(at), last_id) if at.isdigit() else (2**62, "")
+    bound = (int(at), last_id) if at.isdecimal() and len(at) <= _DIGITS_MAX else (2**62, "")
     found = list(execute(_SESSIONS, (*bound, limit)))
     records = [_record(execute, values) for values in found]
     last = records[-1].session if len(records) == limit else None
@@ -64,6 +66,12 @@ def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
         keys=list(execute("SELECT kind, name, value FROM session_key WHERE session_id = ? ORDER BY id", (canonical,))),
         newest=[row_of(row) for row in newest],
     )
+
+
+def totals_of(execute: Execute) -> tuple[int, int, Sums]:
+    """The schema's version, how many sessions there are, and the sums over all of them."""
+    schema, count, *sums = next(iter(execute(_TOTALS)))
+    return schema, count, Sums(*sums)
 
 
 def _canonical(execute: Execute, session_id: str) -> str | None:
@@ -94,6 +102,8 @@ def _record(execute: Execute, values: tuple[Any, ...]) -> Record:
     )
 
 
+_DIGITS_MAX = 18
+"""Of a time that SQLite can compare."""
 _COLUMNS = ", ".join(SESSION_COLUMNS)
 _ONE = f"SELECT {_COLUMNS} FROM session_state"
 _SESSIONS = (
@@ -104,4 +114,8 @@ _SUMS = f"SELECT {', '.join(Sums._fields)} FROM session_total WHERE session_id =
 _ROWS = f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE session_id = ? AND position > ? ORDER BY position"
 _NEWEST = (
     f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE session_id = ? ORDER BY started_at DESC, rowid DESC LIMIT ?"
+)
+_TOTALS = (
+    "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "
+    f"{', '.join(f'coalesce(sum({name}), 0)' for name in Sums._fields)} FROM session_total"
 )

@@ -70,13 +70,16 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def lock_file(path: Path) -> int:
-    """Hold the state directory for this process: the single-writer guard.  Gives a descriptor to keep open.
+def lock_file(path: Path, remedy: str) -> int:
+    """Hold a file's place for this process: the guard of what only one may use.  Gives a descriptor to keep open.
 
     The lock goes with the process, however it dies.  Its file names the holder for people; it is never removed, since
     a lock on a removed file guards nothing.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Fatal(EXIT_CONFIGURATION, f"{path}: {error.strerror}; it must be a file that can be written") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -84,8 +87,7 @@ def lock_file(path: Path) -> int:
         os.close(descriptor)
         raise Fatal(
             EXIT_UNAVAILABLE,
-            f"{path.parent}: another perdure worker (pid {holder or 'unknown'}) has this state directory; "
-            "stop it, or set PERDURE_STATE_DIR to another one",
+            f"{path.parent}: another perdure worker (pid {holder or 'unknown'}) works here; stop it, or {remedy}",
         ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

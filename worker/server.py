@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 import zmq
+from msgspec.structs import replace
 
 from worker import protocol
 from worker.batch import Outcome, Write
@@ -28,7 +29,8 @@ from worker.census import Census
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
 from worker.records import account_of, page_of_sessions
-from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused
+from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected
+from worker.tables import DamagedRow
 
 BATCH_WRITES_MAX: Final = 2_000
 """Writes in one transaction: about 100 ms of work, below any daemon's patience."""
@@ -36,14 +38,21 @@ RECEIVE_HWM: Final = 10_000
 SEND_HWM: Final = 1_000
 """Messages ZeroMQ queues per peer; beyond it acknowledgements are dropped and asked for again."""
 IDLE_SECONDS: Final = 0.5
-"""How long the loop sleeps when nothing happens; then it checkpoints and looks for silent peers."""
+"""How long the loop sleeps when nothing happens."""
+REST_SECONDS: Final = 1.0
+"""How often, at most, it checkpoints after the batch and looks for silent peers."""
 RETRY_SECONDS: Final = (0.1, 5.0)
 """First and longest pause before a refused transaction is tried again."""
 QUERIES_MAX: Final = 32
 """Reads waiting for the reading thread; further ones are answered empty."""
-REPLIES_PER_MESSAGE: Final = 200
+ANSWER_BYTES_MAX: Final = protocol.MESSAGE_BYTES_MAX - 8_192
+"""The document in an answer; the rest is room for what surrounds it."""
 SHOWN_ROWS: Final = 50
 """Newest ledger rows in the account of one session."""
+
+
+class AddressRefused(Exception):
+    """The address can not be bound; the message says why."""
 
 
 class Phase(Enum):
@@ -56,7 +65,8 @@ class Phase(Enum):
 
 
 class Server:
-    """Owns the ROUTER socket.  `run` returns after `stop`; raises StoreRefused when the database is damaged."""
+    """Owns the ROUTER socket.  `run` returns after `stop`; raises StoreRefused when the database is damaged, and
+    AddressRefused."""
 
     def __init__(self, store: Store, address: str, *, version: str, boot: str, log: logging.Logger) -> None:
         self.phase = Phase.IDLE
@@ -74,6 +84,7 @@ class Server:
         self._metrics = WorkerMetrics()
         self._kept: list[Write] = []
         self._retry_at = 0.0
+        self._rest_at = 0.0
         self._pause_seconds = RETRY_SECONDS[0]
         self._suspects: set[str] = set()
         self._stopping = False
@@ -83,18 +94,19 @@ class Server:
         self._socket = _router(self._context)
 
     def run(self) -> None:
-        self._socket.bind(self._address)
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
         try:
+            self._bind()
             while not self._stopping:
-                idle = not poller.poll(self._patience_milliseconds())
+                self.phase = Phase.IDLE
+                poller.poll(self._patience_milliseconds())
                 self._drain_wake()
                 self._gather()
                 self._commit()
                 self._send_answers()
-                self._rest(idle)
+                self._rest()
             self._gather()
             self._commit()
         finally:
@@ -105,6 +117,12 @@ class Server:
         self._stopping = True
         self._wake()
 
+    def _bind(self) -> None:
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError as error:
+            raise AddressRefused(f"{self._address}: {error.strerror}") from error
+
     # -- gathering -------------------------------------------------------------------------------------------------
 
     def _gather(self) -> None:
@@ -114,7 +132,8 @@ class Server:
                 sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._receive(sender.decode("ascii", "replace"), frames)
+            # Latin-1 keeps every byte: whatever a peer calls itself, it is answered, and not taken for another.
+            self._receive(sender.decode("latin-1"), frames)
 
     def _receive(self, boot: str, frames: list[bytes]) -> None:
         now = time.monotonic()
@@ -142,13 +161,12 @@ class Server:
                     self._census.peers[boot].metrics = metrics
                 self._send(boot, Command.PONG, protocol.Pong(committing=not self._retry_at))
             case protocol.IndexRequest(before=before, limit=limit):
-                page = self._store.keys_before(before, min(limit, protocol.KEYS_PER_PAGE_MAX))
-                self._send(boot, Command.KEYS, page)
+                self._send_keys(boot, before, min(limit, protocol.KEYS_PER_PAGE_MAX))
             case protocol.Query(what="metrics"):
-                self._send(boot, Command.ANSWER, self._all_metrics(), message.sequence)
+                self._answer(boot, message.sequence, self._all_metrics())
             case protocol.Query() as query:
                 if not self._queries.ask(boot, message.sequence, query):
-                    self._send(boot, Command.ANSWER, _NO_ANSWER, message.sequence)
+                    self._answer(boot, message.sequence, _NO_ANSWER)
             case protocol.Bye():
                 self._census.leave(boot)
 
@@ -167,7 +185,7 @@ class Server:
         self.phase = Phase.COMMITTING
         started = time.monotonic()
         try:
-            outcome = self._store.commit(self._kept, live=self._census.live(started), now=time.time_ns() // 1_000_000)
+            outcome = self._committed(self._kept, self._census.live(started))
         except StoreBusy as error:
             self._postpone(error)
             return
@@ -179,6 +197,18 @@ class Server:
         self._tell(outcome)
         if self._store.wal_pages() >= CHECKPOINT_PAGES:
             self._store.checkpoint()
+
+    def _committed(self, writes: list[Write], live: frozenset[str]) -> Outcome:
+        """Commit them; one that SQLite does not take is found by halving and refused, so that it never comes again."""
+        try:
+            return self._store.commit(writes, live=live, now=time.time_ns() // 1_000_000)
+        except WriteRejected as error:
+            if len(writes) == 1:
+                self._refuse(writes[0].boot, ProtocolError(str(error), writes[0].sequence))
+                return Outcome([], [])
+        middle = len(writes) // 2
+        first, second = self._committed(writes[:middle], live), self._committed(writes[middle:], live)
+        return Outcome([*first.replies, *second.replies], [*first.lost, *second.lost])
 
     def _postpone(self, error: StoreBusy) -> None:
         """Keep the batch, acknowledge nothing, try again after a pause: nothing is lost while the disk is full."""
@@ -199,20 +229,48 @@ class Server:
     def _tell(self, outcome: Outcome) -> None:
         for boot, lost in outcome.lost:
             self._send(boot, Command.LOST, lost)
-        waiting: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
+        replies: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
         for boot, reply in outcome.replies:
-            waiting[boot].append(reply)
-            # A page of rows ends its message, so that none outgrows the limit; order is kept, since a daemon takes
-            # what it hears later for newer.
-            if reply.rows or len(waiting[boot]) >= REPLIES_PER_MESSAGE:
-                self._send(boot, Command.ACK, protocol.Acks(replies=waiting.pop(boot)))
-        for boot, replies in waiting.items():
-            self._send(boot, Command.ACK, protocol.Acks(replies=replies))
+            replies[boot].append(reply)
+        for boot, own in replies.items():
+            self._acknowledge(boot, own)
+
+    def _acknowledge(self, boot: str, replies: list[protocol.Reply]) -> None:
+        """One ACK for all, in order, or several: a frame beyond the limit costs the daemon its connection."""
+        frames = protocol.encode(Command.ACK, protocol.Acks(replies=replies))
+        middle = len(replies) // 2
+        if len(frames[-1]) <= protocol.MESSAGE_BYTES_MAX:
+            self._send_frames(boot, frames)
+        elif middle:
+            self._acknowledge(boot, replies[:middle])
+            self._acknowledge(boot, replies[middle:])
+        else:
+            rows = replies[0].rows
+            self._acknowledge(boot, [replace(replies[0], rows=rows[: len(rows) // 2], more=True)])
+
+    def _send_keys(self, boot: str, before: int, limit: int) -> None:
+        try:
+            page = self._store.keys_before(before, limit)
+        except StoreBusy as error:
+            # An index is a hint: a daemon without this page asks the store about each key instead.
+            self._log.warning("the index can not be read now (%s)", error)
+            page = _NO_KEYS
+        frames = protocol.encode(Command.KEYS, page)
+        if len(frames[-1]) > protocol.MESSAGE_BYTES_MAX:
+            self._send_keys(boot, before, limit // 2)
+        else:
+            self._send_frames(boot, frames)
+
+    def _answer(self, boot: str, sequence: int, answer: protocol.Answer) -> None:
+        fits = len(bytes(answer.body)) <= ANSWER_BYTES_MAX
+        self._send(boot, Command.ANSWER, answer if fits else _NO_ANSWER, sequence)
 
     def _send(self, boot: str, command: Command, body: protocol.Body, sequence: int = 0) -> None:
-        frames = [boot.encode("ascii", "replace"), *protocol.encode(command, body, sequence)]
+        self._send_frames(boot, protocol.encode(command, body, sequence))
+
+    def _send_frames(self, boot: str, frames: list[bytes]) -> None:
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            self._socket.send_multipart([boot.encode("latin-1"), *frames], zmq.NOBLOCK)
         except zmq.Again:
             return  # Its queue is full: it does not read.  It will ask again.
         except zmq.ZMQError as error:
@@ -222,7 +280,7 @@ class Server:
 
     def _send_answers(self) -> None:
         for boot, sequence, answer in self._queries.done():
-            self._send(boot, Command.ANSWER, answer, sequence)
+            self._answer(boot, sequence, answer)
 
     def _all_metrics(self) -> protocol.Answer:
         self._metrics.wal_bytes.set(self._store.wal_bytes())
@@ -236,12 +294,15 @@ class Server:
             return max(1, int(1000 * min(IDLE_SECONDS, self._retry_at - time.monotonic())))
         return int(1000 * IDLE_SECONDS)
 
-    def _rest(self, idle: bool) -> None:
-        if idle:
-            self.phase = Phase.IDLE
-            self._census.forget_silent(time.monotonic())
-            if self._store.wal_pages():
-                self._store.checkpoint()
+    def _rest(self) -> None:
+        """What can wait until nobody does, but not for ever: with many daemons there is always a ping."""
+        now = time.monotonic()
+        if now < self._rest_at:
+            return
+        self._rest_at = now + REST_SECONDS
+        self._census.forget_silent(now)
+        if self._store.wal_pages():
+            self._store.checkpoint()
 
     def _wake(self) -> None:
         try:
@@ -295,7 +356,7 @@ class Queries:
     def _work(self, boot: str, sequence: int, query: protocol.Query) -> None:
         try:
             answer = self._read(query)
-        except (StoreBusy, StoreRefused):
+        except (StoreBusy, StoreRefused, DamagedRow):
             answer = _NO_ANSWER
         self._done.append((boot, sequence, answer))
         self._wake()
@@ -306,8 +367,19 @@ class Queries:
         if query.what == "session":
             account = account_of(self._reader.execute, query.session_id, SHOWN_ROWS)
             return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(account)))
-        page = page_of_sessions(self._reader.execute, query.after, min(query.limit, SESSIONS_PER_PAGE_MAX))
-        return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(page.records)), after=page.after)
+        return _page(self._reader, query.after, min(query.limit, SESSIONS_PER_PAGE_MAX))
+
+
+def _page(reader: Reader, after: str, limit: int) -> protocol.Answer:
+    """As many sessions as fit into one answer, up to `limit`."""
+    page = page_of_sessions(reader.execute, after, limit)
+    body = msgspec.json.encode(page.records)
+    if len(body) > ANSWER_BYTES_MAX and limit > 1:
+        return _page(reader, after, limit // 2)
+    if len(body) > ANSWER_BYTES_MAX:
+        # One that is too large alone is shown as of its snapshot, rather than hiding all that come after it.
+        body = msgspec.json.encode([replace(record, rows=[]) for record in page.records])
+    return protocol.Answer(body=msgspec.Raw(body), after=page.after)
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
@@ -325,4 +397,5 @@ def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 SUSPECTS_MAX: Final = 1_000
 """Peers whose refused frames were logged; peers beyond are only counted."""
 SESSIONS_PER_PAGE_MAX: Final = 500
-_NO_ANSWER: Final = protocol.Answer(body=msgspec.Raw(b"null"))
+_NO_KEYS: Final = protocol.IndexPage(entries=[], before=-1)
+_NO_ANSWER: Final = protocol.Answer(body=msgspec.Raw(b"null"), answered=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -102,10 +103,9 @@ def _typed(name: str, value: Any, origin: str) -> Any:
     try:
         if isinstance(default, dict):
             return _provider_table(value, origin)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        # Flags and the environment give text; in a file a number is a number, and half a daemon is none.
+        if not isinstance(value, _ACCEPTED[type(default)]) or isinstance(value, bool):
             raise ValueError
-        if isinstance(default, str):
-            return str(value)
         return type(default)(value)
     except ValueError:
         kind = {"float": "a number", "int": "a whole number", "str": "a text", "dict": "a table"}
@@ -137,7 +137,7 @@ def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
 
 def _checked(settings: Settings) -> Settings:
     host, _, port = settings.listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
+    if not host or not port.isdecimal() or int(port) > 65_535:
         raise BadSettings(f"PERDURE_LISTEN: {settings.listen!r} is not host:port, for example 127.0.0.1:7373")
     if not settings.token and not _is_loopback(settings.listen_host):
         raise BadSettings(
@@ -151,6 +151,8 @@ def _checked(settings: Settings) -> Settings:
     if not settings.worker_url.startswith("ipc://"):
         raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} is not ipc://PATH")
     path = settings.worker_url.removeprefix("ipc://")
+    if not path.startswith("/"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} needs an absolute path, ipc:///DIRECTORY/NAME")
     if len(path.encode()) > IPC_PATH_BYTES_MAX:
         raise BadSettings(
             f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
@@ -171,13 +173,20 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _url(origin: str, value: str) -> None:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "?" in value or "#" in value:
         raise BadSettings(f"{origin}: {value!r} is not http(s)://host[:port][/prefix]")
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False  # A name, which may mean any machine: 127.example.com too.
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,6 +204,7 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 _DEFAULTS: Final = Settings()
+_ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
 _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),

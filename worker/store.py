@@ -9,7 +9,7 @@ fsynced.  The writer owns checkpoints, outside any commit that somebody waits fo
 log grow for ever.
 
 Errors are classed by what can be done: `StoreRefused` (exit 78, says what to run), `StoreBusy` (full disk, read-only,
-I/O: keep what was not committed and try again).
+I/O: keep what was not committed and try again), `WriteRejected` (refuse that write, commit the others).
 """
 
 from __future__ import annotations
@@ -51,22 +51,32 @@ class StoreBusy(Exception):
     """The database can not be written now; nothing of the batch was kept by it."""
 
 
+class WriteRejected(Exception):
+    """SQLite does not take what one of the writes holds; nothing of the batch was kept by it."""
+
+
 class Store:
     """The one writing connection.  Raises StoreRefused where the file must not be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = _look(path)
+        self._wal_pages = 0
+        found = _look(path, checking=True)
         with _refusing(path):
             self._db = apsw.Connection(str(path))
-            self._prepare(found)
+            try:
+                self._prepare(found)
+            except apsw.Error:
+                self.abandon()
+                raise
         self._tables = SqliteTables(self._db)
         self.incarnation = self._meta("incarnation")
         self.hash_key = self._meta("hash_key")
         self.schema = _user_version(self._db)
 
     def commit(self, writes: Sequence[Write], *, live: frozenset[str], now: int) -> Outcome:
-        """One transaction: all of the writes, fsynced when this returns, or none (StoreBusy, StoreRefused)."""
+        """One transaction: all of the writes, fsynced when this returns, or none (StoreBusy, StoreRefused,
+        WriteRejected)."""
 
         def work() -> Outcome:
             return apply(self._tables, writes, live=live, now=now)
@@ -75,7 +85,8 @@ class Store:
 
     def keys_before(self, before: int, limit: int) -> IndexPage:
         """The newest identity keys, a page of them, for the daemons' index."""
-        found = list(self._db.execute(_KEYS_BEFORE, (before, limit)))
+        with _refusing(self.path):
+            found = list(self._db.execute(_KEYS_BEFORE, (before, limit)))
         entries = [IndexEntry(kind=kind, value=value, session_id=session) for _, kind, value, session in found]
         return IndexPage(entries=entries, before=found[-1][0] if len(found) == limit else -1)
 
@@ -94,7 +105,9 @@ class Store:
         try:
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._wal_pages = 0
-        except (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError):
+        except _DAMAGE as error:
+            raise StoreRefused(_damaged(self.path, error)) from error
+        except _TRANSIENT:
             return  # The log keeps everything; the next idle moment tries again.
 
     def close(self) -> None:
@@ -106,16 +119,18 @@ class Store:
             pass  # A full disk at the end: the log holds all of it, the next start reads it.
         self._db.close()
 
+    def abandon(self) -> None:
+        """Close a database that was found damaged as it is: not one byte of it moves any more."""
+        self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self._db.close(True)
+
     def _prepare(self, found: _Found) -> None:
         db = self._db
-        self._wal_pages = 0
         for pragma in _PRAGMAS:
             list(db.execute(pragma))
         # SQLite's own automatic checkpoint would run inside a commit that daemons wait for.
         db.wal_autocheckpoint(0)
         db.set_wal_hook(self._count_wal)
-        if found.version and not found.clean and self.path.stat().st_size <= QUICK_CHECK_BYTES_MAX:
-            _quick_check(db, self.path)
         _migrate(db, self.path, found.version)
         db.execute("UPDATE meta SET value = '0' WHERE name = 'clean'")
 
@@ -128,10 +143,13 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             result = work()
             self._db.execute("COMMIT")
-        except (apsw.CorruptError, apsw.NotADBError, DamagedRow) as error:
+        except (*_DAMAGE, DamagedRow) as error:
             raise StoreRefused(_damaged(self.path, error)) from error
         except _TRANSIENT as error:
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
+        except _UNFIT as error:
+            # The name alone: what SQLite or Python say of it may quote the value.
+            raise WriteRejected(f"a value that can not be stored ({type(error).__name__})") from error
         finally:
             if self._db.in_transaction:
                 self._rollback()
@@ -157,8 +175,9 @@ class Reader:
         found = _look(path)
         if not found.version:
             raise StoreRefused(f"{path}: no database there yet; `perdure up` makes one")
-        self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-        list(self._db.execute("PRAGMA query_only = ON"))
+        with _refusing(path):
+            self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+            list(self._db.execute("PRAGMA query_only = ON"))
         self._db.set_busy_timeout(BUSY_MILLISECONDS)
         self.tables = SqliteTables(self._db)
 
@@ -176,8 +195,10 @@ class Reader:
             yield from self._db.execute(sql, bindings)
         except apsw.InterruptError as error:
             raise StoreBusy("the read took too long and was stopped") from error
-        except (apsw.CorruptError, apsw.NotADBError, DamagedRow) as error:
+        except _DAMAGE as error:
             raise StoreRefused(_damaged(Path(self._db.filename), error)) from error
+        except apsw.Error as error:
+            raise StoreBusy(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         self._db.close()
@@ -194,16 +215,30 @@ class _Found:
         self.clean = clean
 
 
-def _look(path: Path) -> _Found:
+def _look(path: Path, *, checking: bool = False) -> _Found:
     """Judge the file through a read-only connection.  Raises StoreRefused; never changes the file."""
     if not path.exists() or path.stat().st_size == 0:
         return _Found(0, clean=True)
     with _refusing(path):
-        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
-            return _judge(db, path)
-        finally:
-            db.close()
+            return _look_through(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY), path, checking)
+        except apsw.ReadOnlyError as error:
+            if getattr(error, "extendedresult", 0) != apsw.SQLITE_READONLY_ROLLBACK:
+                raise
+            # A journal waits to be rolled back.  Ours has one only before it is in WAL mode, while it is being made:
+            # killed there, it holds nothing yet.  Read past the journal, this is seen without touching either file.
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            return _look_through(apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags), path, checking=False)
+
+
+def _look_through(db: apsw.Connection, path: Path, checking: bool) -> _Found:
+    try:
+        found = _judge(db, path)
+        if checking and not found.clean and path.stat().st_size <= QUICK_CHECK_BYTES_MAX:
+            _quick_check(db, path)
+        return found
+    finally:
+        db.close()
 
 
 def _judge(db: apsw.Connection, path: Path) -> _Found:
@@ -241,7 +276,7 @@ class _refusing:  # noqa: N801 - reads as a clause
             raise StoreRefused(
                 f"{self._path}: not a SQLite database; move it away or point PERDURE_STATE_DIR elsewhere"
             ) from error
-        if isinstance(error, apsw.CorruptError):
+        if isinstance(error, _DAMAGE):
             raise StoreRefused(_damaged(self._path, error)) from error
         if isinstance(error, apsw.CantOpenError | apsw.PermissionsError | apsw.AuthError):
             raise StoreRefused(f"{self._path}: can not be opened; check owner and mode of the directory") from error
@@ -252,7 +287,7 @@ class _refusing:  # noqa: N801 - reads as a clause
 def _quick_check(db: apsw.Connection, path: Path) -> None:
     found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
     if found != ["ok"]:
-        raise StoreRefused(_damaged(path, str(found[0])[:200]))
+        raise StoreRefused(_damaged(path, " ".join(str(found[0]).split())[:200]))
 
 
 def _damaged(path: Path, why: object) -> str:
@@ -276,7 +311,8 @@ def _migrate(db: apsw.Connection, path: Path, version: int) -> None:
     for number, (_name, sql) in enumerate(steps[version:], start=version + 1):
         db.execute("BEGIN IMMEDIATE")
         try:
-            db.execute(sql)
+            # To its end: a statement that gives a row would stop there, and the rest of the step be left out.
+            list(db.execute(sql))
             if number == 1:
                 _sign(db)
             db.execute(f"PRAGMA user_version = {number}")
@@ -307,6 +343,15 @@ def _user_version(db: apsw.Connection) -> int:
     return int(next(iter(db.execute("PRAGMA user_version")))[0])
 
 
+_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+_UNFIT: Final = (
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.RangeError,
+    apsw.TooBigError,
+    OverflowError,
+    UnicodeError,
+)
 _TRANSIENT: Final = (
     apsw.FullError,
     apsw.IOError,

@@ -43,9 +43,8 @@ def chained(*texts: str, account: str = "a", body: bytes = b"{}", key: bytes = K
 
 def answer_key(known: Known, text: str) -> str:
     naming = answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, text), KEY)
-    (key,) = naming.keys
-    assert key.kind == "answer"
-    return key.value
+    (value,) = [key.value for key in naming.keys if key.kind == "answer"]
+    return value
 
 
 # -- clients that mint an id -------------------------------------------------------------------------------------------
@@ -278,6 +277,17 @@ def test_answered_after_a_prefilled_answer_joins_both_parts() -> None:
     key = answer_key(prefilled, '"a": 1}')
 
     assert naming_of(chained("say json", '{"a": 1}', "more"), "drawn").continues[0] == key
+
+
+def test_answered_turn_keeps_its_retry_key_but_an_answered_opening_does_not() -> None:
+    """A client that never read the answer asks again; the same first words twice are two conversations."""
+    opening, later = chained("hi"), chained("hi", "hello", "and now?")
+
+    def kinds(known: Known) -> list[str]:
+        return [key.kind for key in answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, "yes"), KEY).keys]
+
+    assert kinds(opening) == ["answer"]
+    assert kinds(later) == ["retry", "answer"]
 
 
 def test_answered_counts_the_messages_under_the_key() -> None:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import pytest
 from msgspec.structs import replace
 
+from daemon.held import Held, Phase
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox
-from daemon.sessions import Held, Phase, Sessions
+from daemon.sessions import Sessions
 from daemon.state import EMPTY, encode, fold
 from worker import protocol
 from worker.protocol import Booking, Claim, Command, Key, Lost, Naming, Reply, Row, SnapshotWrite, Usage
@@ -55,7 +56,7 @@ class Bench:
         self.warnings = Warnings()
         self.log.addHandler(self.warnings)
         self.index = KeyIndex()
-        self.sessions = Sessions(boot="d1", index=self.index, log=self.log, limit=limit)
+        self.sessions = Sessions(index=self.index, log=self.log, limit=limit)
         self.sessions.start(self.link)
 
     def hold(self, naming: Naming = S) -> tuple[Held, Naming]:

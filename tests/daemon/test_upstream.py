@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_request_has_exactly_the_given_headers(
     async def scenario() -> None:
         seen: list[tuple[bytes, bytes]] = []
         async with a_provider(recording(seen, OK)) as provider, an_upstream() as upstream:
-            data = body() if callable(body) else body
+            data = cast(bytes | None, body() if callable(body) else body)
             async with upstream.send(method, provider.url + "/x", headers, data) as reply:
                 assert [part async for part in reply.chunks()] == [b"ok"]
             host = provider.url.removeprefix("http://").encode()

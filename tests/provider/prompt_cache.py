@@ -88,7 +88,7 @@ def cold_anthropic(units: Sequence[str], breakpoints: Sequence[Breakpoint]) -> U
 def _prefixes(owner: str, units: Sequence[str]) -> list[str]:
     """A name for every prefix: a hash chain, so that a long history costs no more than its text."""
     names = []
-    chain = hashlib.sha256(owner.encode())
+    chain = hashlib.sha256(owner.encode("utf-8", "surrogatepass"))
     for unit in units:
         chain.update(hashlib.sha256(unit.encode("utf-8", "surrogatepass")).digest())
         names.append(chain.hexdigest())

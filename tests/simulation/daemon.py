@@ -15,11 +15,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from daemon.booking import Booking, open_row
+from daemon.held import Held, Phase
 from daemon.identity import Known, naming_of, with_chain
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox, OutboxFull
 from daemon.providers import Answer, Turn, Unit
-from daemon.sessions import Held, Phase, Sessions
+from daemon.sessions import Sessions
 from tests.simulation.checks import Checks
 from tests.simulation.clockwork import Clock, Host, Resume, Wait
 from worker import protocol
@@ -157,7 +158,7 @@ class Daemon:
         self.boot = boot
         self.host = Host(clock)
         self.link = Link(self.host, clock, instance, boot, send)
-        self.sessions = _WatchedSessions(checks, boot)
+        self.sessions = _WatchedSessions(checks)
         self.sessions.start(self.link)
         self.link.sessions = self.sessions
         self._clock = clock
@@ -246,8 +247,8 @@ class Daemon:
 class _WatchedSessions(Sessions):
     """Tells the checks of every acknowledged snapshot."""
 
-    def __init__(self, checks: Checks, boot: str) -> None:
-        super().__init__(boot=boot, index=KeyIndex(INDEX_KEYS_MAX), log=_quiet(), limit=SESSIONS_MAX)
+    def __init__(self, checks: Checks) -> None:
+        super().__init__(index=KeyIndex(INDEX_KEYS_MAX), log=_quiet(), limit=SESSIONS_MAX)
         self._checks = checks
 
     def acknowledged(self, entry: Entry, reply: protocol.Reply) -> None:

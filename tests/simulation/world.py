@@ -13,9 +13,9 @@ from functools import partial
 from typing import Final
 from unittest import mock
 
+from daemon.held import Phase
 from daemon.identity import derived_id
 from daemon.providers import Unit
-from daemon.sessions import Phase
 from daemon.state import encode
 from tests.simulation.checks import Checks, Violation, settled_rows
 from tests.simulation.clockwork import Clock, Host, Resume, Wait, Weather, Wire

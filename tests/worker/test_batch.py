@@ -313,10 +313,24 @@ def test_resolve_of_a_repeated_failed_request_finds_its_session(tables: MemoryTa
     assert claim(tables, named("drawn", retry="r")).session_id == "s"
 
 
-def test_resolve_of_a_repeated_answered_request_is_a_new_session(tables: MemoryTables) -> None:
-    book(tables, SETTLED, named("s", keys=keys(("retry", "r")), chain_length=1))
+def test_resolve_of_a_repeated_answered_opening_is_a_new_session(tables: MemoryTables) -> None:
+    book(tables, OPEN, named("s", keys=keys(("retry", "r"), ("request", "q")), chain_length=1))
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a")), chain_length=2))
 
     assert claim(tables, named("drawn", retry="r")).session_id == "drawn"
+
+
+def test_resolve_of_a_repeated_request_whose_answer_was_not_read_is_its_session(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("s", keys=keys(("retry", "r"), ("answer", "a2")), chain_length=4))
+
+    assert claim(tables, named("drawn", retry="r", continues=["a1"])).session_id == "s"
+
+
+def test_resolve_of_what_repeats_one_session_and_continues_another_is_a_new_session(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("s", keys=keys(("retry", "r"), ("answer", "a2")), chain_length=4))
+    book(tables, event(2), named("twin", keys=keys(("answer", "a1")), chain_length=2))
+
+    assert claim(tables, named("drawn", retry="r", continues=["a1"])).session_id == "drawn"
 
 
 @pytest.mark.parametrize(("live", "session_id"), [(frozenset({"d1"}), "drawn"), (frozenset({"d2"}), "s")])

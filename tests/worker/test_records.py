@@ -1,0 +1,98 @@
+"""What people read: sessions in order, page by page, and one in full by any of its names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.writing import STARTED_AT, booking, claim, naming, row, snapshot_write, write
+from worker.protocol import Booking, Key
+from worker.records import account_of, page_of_sessions
+from worker.store import Reader, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "perdure.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def reader(store: Store) -> Iterator[Reader]:
+    opened = Reader(store.path)
+    yield opened
+    opened.close()
+
+
+def put(store: Store, *bodies: Booking) -> None:
+    store.commit([write(body) for body in bodies], live=frozenset(), now=0)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 50])
+def test_pages_give_every_session_once_the_latest_first(store: Store, reader: Reader, limit: int) -> None:
+    # Four sessions, two of them last seen in the same millisecond.
+    put(store, booking(1, "a"), booking(2, "b"), booking(2, "c"), booking(3, "d"))
+    found: list[str] = []
+    after = ""
+    while True:
+        page = page_of_sessions(reader.execute, after, limit)
+        found += [record.session.session_id for record in page.records]
+        after = page.after
+        if not after:
+            break
+    assert found == ["d", "c", "b", "a"]
+
+
+@pytest.mark.parametrize("after", ["²", "9" * 400, "-1:a", "a:b", ":", "½:"])
+def test_page_mark_that_is_none_starts_from_the_newest(store: Store, reader: Reader, after: str) -> None:
+    put(store, booking(1, "a"))
+    assert len(page_of_sessions(reader.execute, after, 10).records) == 1
+
+
+def test_record_has_the_rows_that_its_snapshot_has_not(store: Store, reader: Reader) -> None:
+    put(store, *(booking(number) for number in range(5)))
+    store.commit([write(claim()), write(snapshot_write(position=3))], live=frozenset(), now=0)
+    record = page_of_sessions(reader.execute, "", 10).records[0]
+    assert [one.position for one in record.rows] == [4, 5]
+    assert record.sums.turns == 5 and record.sums.cost_nanousd == 5_000
+
+
+def test_session_named_but_without_rows_has_empty_sums(store: Store, reader: Reader) -> None:
+    store.commit([write(claim())], live=frozenset(), now=STARTED_AT)
+    record = page_of_sessions(reader.execute, "", 10).records[0]
+    assert record.sums.turns == 0 and record.rows == []
+
+
+def test_account_is_found_by_id_alias_and_beginning(store: Store, reader: Reader) -> None:
+    put(store, booking(1, "abcdef-one"))
+    continued = naming("proposed-elsewhere", confirmed=False, continues=["chain-abcdef-one-1"])
+    put(store, Booking(naming=continued, row=row(2, "proposed-elsewhere"), epoch=0, seen=9))
+    for name in ("abcdef-one", "proposed-elsewhere", "abcdef"):
+        account = account_of(reader.execute, name, 10)
+        assert account is not None, name
+        assert account.record.session.session_id == "abcdef-one"
+        assert account.record.aliases == ["proposed-elsewhere"]
+        assert [one.position for one in account.newest] == [2, 1]
+    assert account_of(reader.execute, "abcde", 10) is None, "too short to be meant"
+
+
+def test_account_by_a_beginning_that_two_share_is_none(store: Store, reader: Reader) -> None:
+    put(store, booking(1, "abcdef-one"), booking(1, "abcdef-two"))
+    assert account_of(reader.execute, "abcdef", 10) is None
+
+
+@pytest.mark.parametrize("name", ["", "%", "' OR 1=1 --", "abcdef%", "\x00"])
+def test_account_of_a_stranger_is_none(store: Store, reader: Reader, name: str) -> None:
+    put(store, booking(1, "abcdef-one"))
+    assert account_of(reader.execute, name, 10) is None
+
+
+def test_account_shows_every_key(store: Store, reader: Reader) -> None:
+    keys = [Key(kind="header", name="x-session-id", value="v"), Key(kind="answer", name="", value="h")]
+    put(store, Booking(naming=naming(keys=keys), row=row(1), epoch=0, seen=9))
+    account = account_of(reader.execute, "session-1", 10)
+    assert account is not None
+    assert account.keys == [("header", "x-session-id", "v"), ("answer", "", "h")]

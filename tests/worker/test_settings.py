@@ -1,0 +1,181 @@
+"""Settings: where each is taken from, what is refused and with which words, and that the example file is true."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.settings import IPC_PATH_BYTES_MAX, BadSettings, Settings, environment, load
+
+EXAMPLE = (Path(__file__).resolve().parents[2] / "perdure.example.toml").read_text("utf-8")
+
+
+def from_file(tmp_path: Path, text: str, **environ: str) -> Settings:
+    path = tmp_path / "perdure.toml"
+    path.write_text(text, "utf-8")
+    return load({}, {"PERDURE_CONFIG": str(path), **environ})
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_setting_order_is_flag_environment_file_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("tick_seconds = 5\ndaemons = 5\ndrain_seconds = 5\n")
+    found = load(
+        {"config": str(path), "tick_seconds": "7"},
+        {"PERDURE_TICK_SECONDS": "6", "PERDURE_DAEMONS": "6", "PERDURE_CONFIG": "/not/this/one"},
+    )
+    assert (found.tick_seconds, found.daemons, found.drain_seconds, found.log_level) == (7.0, 6, 5.0, "info")
+
+
+def test_setting_in_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    assert from_file(tmp_path, "daemons = 3", PERDURE_DAEMONS="").daemons == 3
+
+
+def test_settings_handed_on_as_environment_come_back(tmp_path: Path) -> None:
+    given = from_file(tmp_path, 'tick_seconds = 1.5\ntoken = "t"\nlisten = "0.0.0.0:80"')
+    assert load({}, environment(given)) == given
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+BAD_FILES = {
+    "typo": ("tick_second = 3", "unknown key 'tick_second'; did you mean 'tick_seconds'"),
+    "unlike any": ("zzzz = 3", "unknown key 'zzzz'; known are .*tick_seconds"),
+    "table for a key": ("[tick_seconds]\na = 1", "tick_seconds: .* is not a number"),
+    "text for a number": ('tick_seconds = "soon"', "'soon' is not a number"),
+    "truth for a number": ("daemons = true", "True is not a whole number"),
+    "half a daemon": ("daemons = 1.5", "1.5 is not a whole number"),
+    "endless daemons": ("daemons = inf", "inf is not a whole number"),
+    "number for a text": ("token = 12345", "12345 is not a text"),
+    "list for a text": ('listen = ["a:1"]', "is not a text"),
+    "text for a table": ('providers = "x"', "'x' is not a table"),
+    "not a number at all": ("tick_seconds = nan", "nan is not between"),
+    "too often": ("tick_seconds = 0", "0.0 is not between 0.05 and"),
+    "too many": ("daemons = 1000", "1000 is not between 1 and 64"),
+    "level": ('log_level = "loud"', "'loud' is not debug"),
+    "not TOML": ("this is not toml", "not TOML"),
+    "provider in perdure's place": ('[providers]\napi = "https://x.example"', "providers.api: a provider is"),
+    "provider by number": ("[providers]\nx = 3", "providers.x: a provider is"),
+    "provider's address": ('[providers]\nx = "ftp://x"', "is not http"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_file_that_is_wrong_is_refused_with_its_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadSettings, match=message) as caught:
+        from_file(tmp_path, text)
+    assert "perdure.toml" in str(caught.value) or "PERDURE_" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+BAD_VARIABLES = {
+    "no port": ({"PERDURE_LISTEN": "127.0.0.1"}, "host:port"),
+    "port of letters": ({"PERDURE_LISTEN": "127.0.0.1:http"}, "host:port"),
+    "port in superscript": ({"PERDURE_LISTEN": "127.0.0.1:²"}, "host:port"),
+    "port too large": ({"PERDURE_LISTEN": "127.0.0.1:65536"}, "host:port"),
+    "every address, no token": ({"PERDURE_LISTEN": "0.0.0.0:7373"}, "set PERDURE_TOKEN"),
+    "every v6 address, no token": ({"PERDURE_LISTEN": "[::]:7373"}, "set PERDURE_TOKEN"),
+    "a name that only looks like loopback": ({"PERDURE_LISTEN": "127.0.0.1.example.com:7373"}, "set PERDURE_TOKEN"),
+    "address of another kind": ({"PERDURE_ANTHROPIC_URL": "file:///etc/passwd"}, "PERDURE_ANTHROPIC_URL"),
+    "address cut short": ({"PERDURE_OPENAI_URL": "http://[::1"}, "PERDURE_OPENAI_URL"),
+    "address with a wild port": ({"PERDURE_OPENAI_URL": "http://a:99999"}, "PERDURE_OPENAI_URL"),
+    "address with a question": ({"PERDURE_OPENAI_URL": "http://a/?key=1"}, "PERDURE_OPENAI_URL"),
+    "worker over tcp": ({"PERDURE_WORKER_URL": "tcp://127.0.0.1:1"}, "CURVE"),
+    "worker somewhere": ({"PERDURE_WORKER_URL": "/tmp/w.sock"}, "ipc://PATH"),
+    "worker nowhere": ({"PERDURE_WORKER_URL": "ipc://"}, "absolute path"),
+    "socket's path too long": ({"PERDURE_RUNTIME_DIR": "/" + "r" * 120}, "PERDURE_RUNTIME_DIR to a shorter"),
+    "file that is not there": ({"PERDURE_CONFIG": "/not/there.toml"}, "/not/there.toml: No such file"),
+    "file that is a directory": ({"PERDURE_CONFIG": "/tmp"}, "/tmp: Is a directory"),
+    "number of letters": ({"PERDURE_DAEMONS": "two"}, "PERDURE_DAEMONS: 'two' is not a whole number"),
+}
+
+
+@pytest.mark.parametrize(("environ", "message"), BAD_VARIABLES.values(), ids=BAD_VARIABLES.keys())
+def test_variable_that_is_wrong_is_refused_with_a_remedy(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(BadSettings, match=message):
+        load({}, environ)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"])
+def test_loopback_needs_no_token(listen: str) -> None:
+    assert load({}, {"PERDURE_LISTEN": listen}).listen_port == 1
+
+
+def test_other_address_with_token_is_taken() -> None:
+    assert load({}, {"PERDURE_LISTEN": "0.0.0.0:1", "PERDURE_TOKEN": "t"}).listen_host == "0.0.0.0"
+
+
+def test_socket_path_of_the_longest_length_is_taken() -> None:
+    path = "/" + "r" * (IPC_PATH_BYTES_MAX - 1)
+    assert load({}, {"PERDURE_WORKER_URL": f"ipc://{path}"}).worker_url == f"ipc://{path}"
+    with pytest.raises(BadSettings, match="107 bytes"):
+        load({}, {"PERDURE_WORKER_URL": f"ipc://{path}r"})
+
+
+# -- directories ---------------------------------------------------------------------------------------------------
+
+PLACES: dict[str, tuple[dict[str, str], str, str]] = {
+    "given": (
+        {"PERDURE_STATE_DIR": "/s", "STATE_DIRECTORY": "/no", "PERDURE_RUNTIME_DIR": "/r", "RUNTIME_DIRECTORY": "/no"},
+        "/s",
+        "/r",
+    ),
+    "systemd's": (
+        {"STATE_DIRECTORY": "/s:/other", "RUNTIME_DIRECTORY": "/r:/other", "XDG_RUNTIME_DIR": "/x"},
+        "/s",
+        "/r",
+    ),
+    "the user's": ({"PERDURE_STATE_DIR": "/s", "XDG_RUNTIME_DIR": "/x"}, "/s", "/x/perdure"),
+    "under the state": ({"PERDURE_STATE_DIR": "/s"}, "/s", "/s/run"),
+}
+
+
+@pytest.mark.parametrize(("environ", "state", "runtime"), PLACES.values(), ids=PLACES.keys())
+def test_directories_are_taken_in_the_promised_order(environ: dict[str, str], state: str, runtime: str) -> None:
+    found = load({}, environ)
+    assert (found.state_dir, found.runtime_dir) == (state, runtime)
+    assert found.worker_url == f"ipc://{runtime}/worker.sock"
+    assert found.database == Path(state) / "perdure.db"
+
+
+def test_state_directory_without_any_is_under_the_xdg_state_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/xdg")
+    assert load({}, {}).state_dir == "/xdg/perdure"
+
+
+# -- the example ---------------------------------------------------------------------------------------------------
+
+
+def uncommented() -> dict[str, Any]:
+    """The example with its settings (not its prose) put in force."""
+    lines = [
+        line.removeprefix("# ") for line in EXAMPLE.splitlines() if re.match(r"# ([a-z_]+ = |\[providers\])", line)
+    ]
+    return tomllib.loads("\n".join(lines))
+
+
+def test_example_has_every_setting_with_its_default() -> None:
+    written = uncommented()
+    defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
+    assert set(written) == set(defaults)
+    written["providers"] = {}
+    assert written == defaults
+
+
+def test_example_as_it_is_changes_nothing(tmp_path: Path) -> None:
+    assert tomllib.loads(EXAMPLE) == {}
+    assert from_file(tmp_path, EXAMPLE) == load({}, {})
+
+
+def test_example_says_something_about_every_setting() -> None:
+    paragraphs = EXAMPLE.split("\n\n")
+    for name in Settings.__struct_fields__:
+        own = [p for p in paragraphs if re.search(rf"^# ({name} = |\[{name}\])", p, re.MULTILINE)]
+        assert len(own) == 1, name
+        assert not re.match(r"# [a-z_]+ = ", own[0]), f"{name} stands there without a word"
