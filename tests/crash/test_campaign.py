@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.conftest import Tell
 from tests.crash.campaign import TICK_SECONDS, Campaign
 from tests.crash.conversation import Attempt, Conversation
 from tests.processes import Gateway
@@ -35,11 +36,13 @@ TOTALS: Final = (
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 
-def test_campaign_of_random_kills_loses_and_doubles_nothing() -> None:
+def test_campaign_of_random_kills_loses_and_doubles_nothing(tell: Tell) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     with ScriptedProvider() as provider, Gateway(provider, tick_seconds=TICK_SECONDS) as gateway:
         report = Campaign(provider, gateway, seed).run(CYCLES)
         print(report)
+        found = report.findings
+        tell(f"kill campaign, seed {seed}: {report.cycles} cycles, {found.facts} facts, {found}")
         assert report.findings.are_good, str(report)
         assert report.cycles == CYCLES
         # On a machine so slow that most of the promises are excused nothing would be shown.

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from tests.conftest import Tell
 from tests.crash.checker import answers_by_mark, check_totals, settled_findings
 from tests.crash.conversation import Attempt
 from tests.crash.crowd import Crowd
@@ -23,7 +24,7 @@ SEED: Final = 5
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
 
-def test_worker_hanging_for_20_seconds_under_load_fails_no_request_and_loses_nothing() -> None:
+def test_worker_hanging_for_20_seconds_under_load_fails_no_request_and_loses_nothing(tell: Tell) -> None:
     with (
         ScriptedProvider() as provider,
         Gateway(provider, tick_seconds=0.5) as gateway,
@@ -48,6 +49,8 @@ def test_worker_hanging_for_20_seconds_under_load_fails_no_request_and_loses_not
         found.add(check_totals(gateway))
         assert found.are_good, str(found)
         assert found.facts > 200
+        count = len(crowd.attempts)
+        tell(f"worker stopped for {HANG_SECONDS} s: {count} turns, all answered, {found.facts} facts, all there")
 
 
 def test_daemon_hanging_does_not_hinder_another_and_its_turns_arrive_afterwards() -> None:

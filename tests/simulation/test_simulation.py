@@ -10,6 +10,7 @@ import pytest
 
 from daemon.outbox import IN_FLIGHT_MAX, Entry, Outbox
 from daemon.sessions import Sessions
+from tests.conftest import Tell
 from tests.simulation.world import World, run
 from worker import batch, protocol
 
@@ -21,7 +22,8 @@ SEEDS_UNTIL_FOUND = 300
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
-def test_seeds_with_all_rules_lose_nothing(first: int) -> None:
+def test_seeds_with_all_rules_lose_nothing(first: int, tell: Tell) -> None:
+    tell(f"simulation: seeds {first} to {first + SEEDS_PER_TEST - 1}")
     for seed in range(first, first + SEEDS_PER_TEST):
         with named_when_it_fails(seed):
             assert run(seed) == []
@@ -52,25 +54,25 @@ def test_seeds_meet_the_situations_the_checks_are_for() -> None:
     )
 
 
-def test_without_the_epoch_fence_an_acknowledged_latch_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_epoch_fence_an_acknowledged_latch_is_lost(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
     monkeypatch.setattr(batch, "is_fenced", lambda *_: False)
 
-    assert_found("acknowledged_latch_stays")
+    assert_found("acknowledged_latch_stays", tell)
 
 
-def test_without_the_generation_rule_an_acknowledged_latch_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_generation_rule_an_acknowledged_latch_is_lost(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
     monkeypatch.setattr(batch, "is_newer", lambda *_: True)
 
-    assert_found("acknowledged_latch_stays")
+    assert_found("acknowledged_latch_stays", tell)
 
 
-def test_without_the_status_rule_seen_usage_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_status_rule_seen_usage_is_lost(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
     monkeypatch.setattr(batch, "supersedes", lambda *_: True)
 
-    assert_found("seen_usage_is_stored")
+    assert_found("seen_usage_is_stored", tell)
 
 
-def test_without_the_resend_a_turn_is_never_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_resend_a_turn_is_never_settled(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
     def only_unsent(outbox: Outbox, _now: float) -> Entry | None:
         has_room = outbox._unsent and len(outbox._in_flight) < IN_FLIGHT_MAX
         return next(iter(outbox._unsent.values())) if has_room else None
@@ -78,11 +80,11 @@ def test_without_the_resend_a_turn_is_never_settled(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Outbox, "next_due", only_unsent)
     monkeypatch.setattr(Outbox, "resend_all", lambda _outbox: None)
 
-    assert_found("living_daemons_row_is_settled")
+    assert_found("living_daemons_row_is_settled", tell)
 
 
 def test_with_a_dirty_flag_instead_of_a_generation_the_owners_state_is_not_stored(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
     careful = Sessions._snapshotted
 
@@ -94,15 +96,16 @@ def test_with_a_dirty_flag_instead_of_a_generation_the_owners_state_is_not_store
 
     monkeypatch.setattr(Sessions, "_snapshotted", any_ack_cleans)
 
-    assert_found("owners_state_is_stored")
+    assert_found("owners_state_is_stored", tell)
 
 
-def assert_found(check: str) -> None:
+def assert_found(check: str, tell: Tell) -> None:
     """Some run says so, by what a client or a daemon lost; not only by the rule's own words."""
     found: Counter[str] = Counter()
     for seed in range(SEEDS_UNTIL_FOUND):
         found.update(violation.check for violation in run(seed))
         if found[check]:
+            tell(f"negative control: {check} is violated by seed {seed}")
             return
     pytest.fail(f"{SEEDS_UNTIL_FOUND} seeds without it found only {dict(found)}")
 
