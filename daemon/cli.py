@@ -88,7 +88,7 @@ def up(settings: Settings, options: argparse.Namespace) -> NoReturn:
     for directory in (state, state / "log", run):
         runtime.private_directory(directory)
     # Held for a moment, to say now what the worker would only say in its log.
-    os.close(runtime.lock_file(state / "perdure.lock", "set PERDURE_STATE_DIR to another directory"))
+    os.close(runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"))
     _refuse_taken_port(settings)
     print(_greeting(settings), flush=True)
     environ = _environment(settings, options)
@@ -184,7 +184,7 @@ def _greeting(settings: Settings) -> str:
 def status(settings: Settings, options: argparse.Namespace) -> int:
     """Is it there, is it well, what does it hold.  Exit status 0 if turns are answered."""
     ready = _readyz(settings)
-    holder = _lock_holder(Path(settings.state_dir) / "perdure.lock")
+    holder = runtime.lock_holder(settings.lock)
     report = {
         "status": ready["status"],
         "listen": settings.listen,
@@ -265,20 +265,6 @@ def _readyz(settings: Settings) -> dict[str, Any]:
     if not isinstance(said, dict) or not {"status", "checks"} <= said.keys():
         return {"status": "down", "checks": {"daemon": "not there: another program listens on its address"}}
     return said
-
-
-def _lock_holder(lock: Path) -> int | None:
-    """The worker that has the state directory.
-
-    Looked up, not tried: whoever tries a lock holds it for a moment, and a worker starting in that moment is refused.
-    """
-    try:
-        inode, pid = str(lock.stat().st_ino), lock.read_text("ascii").strip()
-        held = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
-    except (OSError, UnicodeDecodeError):
-        return None
-    found = any(words[1] == "FLOCK" and words[4] == pid and words[5].split(":")[-1] == inode for words in held)
-    return int(pid) if found else None
 
 
 def _database(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from logging import Logger
 from pathlib import Path
 
 from worker import runtime
+from worker.health import Heart
 from worker.server import RETRY_SECONDS, AddressRefused, Server
 from worker.settings import BadSettings, Settings, load
 from worker.store import Store, StoreBusy, StoreRefused
@@ -35,17 +36,24 @@ def serve(settings: Settings) -> None:
     log = runtime.start_logging("worker", settings.log_level)
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)
-    state = runtime.private_directory(Path(settings.state_dir))
+    runtime.private_directory(Path(settings.state_dir))
     socket = Path(settings.worker_url.removeprefix("ipc://"))
     runtime.private_directory(socket.parent)
-    runtime.lock_file(state / "perdure.lock", "set PERDURE_STATE_DIR to another directory")
+    runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory")
     # ZeroMQ would take the path from a worker that serves another state directory, without a word.
     runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
     # Until there is something to finish, a signal ends the process at once.
     runtime.on_signals(lambda: sys.exit(runtime.EXIT_OK))
     try:
         store = _open(settings.database, log)
-        server = Server(store, settings.worker_url, version=version("perdure"), boot=secrets.token_hex(8), log=log)
+        server = Server(
+            store,
+            settings.worker_url,
+            version=version("perdure"),
+            boot=secrets.token_hex(8),
+            log=log,
+            beat=Heart(Path(settings.runtime_dir)).beat,
+        )
         runtime.on_signals(server.stop)
         log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
         try:

@@ -94,6 +94,20 @@ def lock_file(path: Path, remedy: str) -> int:
     return descriptor
 
 
+def lock_holder(lock: Path) -> int | None:
+    """The process that holds a `lock_file`, None where nobody does or the system does not tell.
+
+    Looked up, not tried: whoever tries a lock holds it for a moment, and a worker starting in that moment is refused.
+    """
+    try:
+        inode, pid = str(lock.stat().st_ino), lock.read_text("ascii").strip()
+        held = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = any(words[1] == "FLOCK" and words[4] == pid and words[5].split(":")[-1] == inode for words in held)
+    return int(pid) if found else None
+
+
 def on_signals(stop: Callable[[], None]) -> None:
     """Call `stop` on SIGTERM and SIGINT.  Handlers only set a flag or write a byte: work happens in the loop."""
 

@@ -40,7 +40,7 @@ SEND_HWM: Final = 1_000
 IDLE_SECONDS: Final = 0.5
 """How long the loop sleeps when nothing happens."""
 REST_SECONDS: Final = 1.0
-"""How often, at most, it checkpoints after the batch and looks for silent peers."""
+"""How often, at most, it shows that it is alive, checkpoints, and looks for silent peers."""
 RETRY_SECONDS: Final = (0.1, 5.0)
 """First and longest pause before a refused transaction is tried again."""
 QUERIES_MAX: Final = 32
@@ -68,11 +68,14 @@ class Server:
     """Owns the ROUTER socket.  `run` returns after `stop`; raises StoreRefused when the database is damaged, and
     AddressRefused."""
 
-    def __init__(self, store: Store, address: str, *, version: str, boot: str, log: logging.Logger) -> None:
+    def __init__(
+        self, store: Store, address: str, *, version: str, boot: str, log: logging.Logger, beat: Callable[[], None]
+    ) -> None:
         self.phase = Phase.IDLE
         self._store = store
         self._address = address
         self._log = log
+        self._beat = beat
         self._welcome = protocol.Welcome(
             boot=boot,
             incarnation=store.incarnation,
@@ -300,6 +303,7 @@ class Server:
         if now < self._rest_at:
             return
         self._rest_at = now + REST_SECONDS
+        self._beat()
         self._census.forget_silent(now)
         if self._store.wal_pages():
             self._store.checkpoint()

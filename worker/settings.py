@@ -66,6 +66,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         return Path(self.state_dir) / "perdure.db"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one worker of a state directory; names its pid."""
+        return Path(self.state_dir) / "perdure.lock"
+
+    @property
     def provider_urls(self) -> dict[str, str]:
         return {**self.providers, "anthropic": self.anthropic_url, "openai": self.openai_url}
 

@@ -111,11 +111,13 @@ class Up:
     def wait_status(self, status: str, deadline_seconds: float = 15.0) -> None:
         eventually(lambda: self.status()["status"] == status, deadline_seconds, lambda: f"{status}: {self.status()}")
 
-    def wait_successor(self, program: str, killed: int) -> None:
+    def wait_successor(self, program: str, killed: int, deadline_seconds: float = BACK_SECONDS) -> None:
         """Return once another process has the killed one's place."""
         count = len(self.pids(program) | {killed})
         eventually(
-            lambda: killed not in (now := self.pids(program)) and len(now) == count, BACK_SECONDS, f"{program} is back"
+            lambda: killed not in (now := self.pids(program)) and len(now) == count,
+            deadline_seconds,
+            f"{program} is back",
         )
 
     def perdure(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -193,6 +195,22 @@ def test_up_processes_killed_over_and_over_are_back_and_the_conversation_goes_on
         shown = perdure.sessions()
         assert {name: _totals(each) for name, each in shown.items()} == {session: provider.usage_total()}
         assert shown[session]["turns"] == len(provider.requests) == 4
+
+
+@pytest.mark.slow
+def test_up_worker_that_hangs_is_restarted_and_turns_go_on_meanwhile(provider: ScriptedProvider) -> None:
+    with Up(provider) as perdure, AnthropicTalk(perdure.url, "claude-session") as talk:
+        perdure.wait_status("ready")
+        session = talk.say("turn 1").session
+        (hung,) = perdure.pids("worker")
+        os.kill(hung, signal.SIGSTOP)
+        assert talk.say("turn 2", stream=True).session == session
+        perdure.wait_successor("worker", hung, deadline_seconds=40)
+        perdure.wait_status("ready")
+        assert talk.say("turn 3").session == session
+
+        shown = perdure.sessions()
+        assert {name: _totals(each) for name, each in shown.items()} == {session: provider.usage_total()}
 
 
 def test_up_two_daemons_one_killed_no_connection_is_refused(provider: ScriptedProvider) -> None:

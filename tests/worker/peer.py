@@ -148,7 +148,9 @@ class ThreadedWorker:
         try:
             self.store = Store(path)
             log = logging.getLogger("worker")
-            self.server = Server(self.store, self.address, version="0", boot=secrets.token_hex(8), log=log)
+            self.server = Server(
+                self.store, self.address, version="0", boot=secrets.token_hex(8), log=log, beat=lambda: None
+            )
             self._ready.set()
             self.server.run()
             self.store.close()
