@@ -11,7 +11,7 @@ from logging import Logger
 
 import uvloop
 
-from daemon.app import BackgroundFailed, Daemon
+from daemon.app import BackgroundFailed, Daemon, WritesLeft
 from daemon.http_server import CannotListen
 from worker import runtime
 from worker.settings import BadSettings, Settings, load
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             runner.run(_serve(settings, log))
     except BadSettings as error:
         runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
-    except CannotListen as error:
+    except (CannotListen, WritesLeft) as error:
         runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_UNAVAILABLE, str(error)))
     except BackgroundFailed as error:
         runtime.leave("perdure daemon", runtime.Fatal(runtime.EXIT_INTERNAL, f"internal error: {error}"))

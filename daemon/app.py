@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from daemon.cost import Prices
 from daemon.gateway import Gateway
-from daemon.http_server import HttpServer
+from daemon.http_server import CannotListen, HttpServer
 from daemon.index import KeyIndex
 from daemon.metrics import Metrics
 from daemon.outbox import Outbox
@@ -34,6 +34,10 @@ IDLE_DRAIN_SECONDS: Final = 2.0
 """How long idle connections live on after SIGTERM: a request may already be on its way on them."""
 FLUSH_SECONDS: Final = 10.0
 """How long the last writes may take to be acknowledged before the process ends without them."""
+
+
+SNAPSHOTS_PER_TURN: Final = 100
+"""Snapshots put into the outbox in one turn of the loop: about three milliseconds."""
 
 
 class Phase(Enum):
@@ -59,6 +63,13 @@ class BackgroundFailed(Exception):
     """Something that must run for as long as the process does has ended."""
 
 
+class WritesLeft(Exception):
+    """The worker was not there to take the last writes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} writes were not stored, since no worker took them; stop daemons before the worker")
+
+
 class Daemon:
     """Everything one daemon is made of.  Made inside a running event loop."""
 
@@ -69,10 +80,11 @@ class Daemon:
         self._log = log
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
+        self._cutting: asyncio.Task[None] | None = None
         boot = f"{instance}-{secrets.token_hex(6)}"
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
-        self._sessions = Sessions(index=KeyIndex(), log=log)
+        self._sessions = Sessions(index=KeyIndex(), early_key=secrets.token_bytes(32), log=log)
         self._link = WorkerClient(
             address=settings.worker_url,
             hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
@@ -101,14 +113,18 @@ class Daemon:
         )
 
     async def run(self) -> None:
-        """Serve until `stop`.  Raises CannotListen, or BackgroundFailed."""
+        """Serve until `stop`.  Raises CannotListen, WritesLeft, or BackgroundFailed."""
         asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
-        await self._server.start(
-            self._gateway.handle,
-            host=self._settings.listen_host,
-            port=self._settings.listen_port,
-            listen_fd=self._listen_fd,
-        )
+        try:
+            await self._server.start(
+                self._gateway.handle,
+                host=self._settings.listen_host,
+                port=self._settings.listen_port,
+                listen_fd=self._listen_fd,
+            )
+        except CannotListen:
+            await self._upstream.close()
+            raise
         self._link.start(self._sessions)
         background = [
             asyncio.create_task(self._link.run(), name="link"),
@@ -123,6 +139,8 @@ class Daemon:
         self._log.info("%s", self._own.readiness()["status"])
         await self._stop.wait()
         await self._shut_down(background)
+        if len(self._outbox):
+            raise WritesLeft(len(self._outbox))
         if self._failure is not None:
             raise BackgroundFailed(repr(self._failure)) from self._failure
 
@@ -130,7 +148,7 @@ class Daemon:
         """Begin to drain; a second call ends the patience with streams that still run."""
         if self._stop.is_set():
             self._log.warning("told to stop again: streams are cut")
-            asyncio.get_running_loop().create_task(self._server.close())
+            self._cutting = asyncio.create_task(self._server.close())
         self._stop.set()
 
     async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
@@ -142,10 +160,10 @@ class Daemon:
         deadline = time.monotonic() + FLUSH_SECONDS
         # Snapshots are taken of acknowledged rows only, so the rows go first.
         if await self._link.emptied(deadline):
-            self._flush()
+            await self._flush()
             await self._link.emptied(deadline)
         if len(self._outbox):
-            self._log.error("stopped with %d writes the worker has not acknowledged", len(self._outbox))
+            self._log.error("ending with %d writes that no worker has acknowledged", len(self._outbox))
         for task in background:
             task.remove_done_callback(self._on_background_end)
             task.cancel()
@@ -155,8 +173,13 @@ class Daemon:
         self._become(Phase.STOPPED)
         self._log.info("stopped")
 
-    def _flush(self) -> None:
-        self._metrics.snapshots.inc(self._sessions.flush())
+    async def _flush(self) -> None:
+        """Write a snapshot of everything dirty, a few at a time: requests are not to wait for thousands of them."""
+        written = SNAPSHOTS_PER_TURN
+        while written == SNAPSHOTS_PER_TURN:
+            written = self._sessions.flush(SNAPSHOTS_PER_TURN)
+            self._metrics.snapshots.inc(written)
+            await asyncio.sleep(0)
 
     def _families(self) -> list[protocol.Family]:
         """What this daemon counts, with its gauges as they are now."""
@@ -189,9 +212,11 @@ class Daemon:
 
 
 async def tick(
-    interval_seconds: float, work: Callable[[], None], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    interval_seconds: float,
+    work: Callable[[], Awaitable[None]],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Do the work once per interval, until cancelled.  `sleep` is the clock."""
     while True:
         await sleep(interval_seconds)
-        work()
+        await work()

@@ -69,7 +69,7 @@ class Booking:
         self._row = self._settled_row(answer, status, http_status)
         naming = self._naming
         if status == "complete":
-            naming = answered(naming, self._known, answer.unit, self._sessions.hash_key)
+            naming = answered(naming, self._known, answer.unit)
         self._sessions.current(self._held).turns_in_flight -= 1
         self._sessions.settled(self._held, naming, self._row)
         self._metrics.settled(

@@ -163,7 +163,8 @@ def _refuse_taken_port(settings: Settings) -> None:
 
 
 def _greeting(settings: Settings) -> str:
-    url = f"http://{settings.listen}"
+    anywhere = settings.listen_host == "0.0.0.0"  # noqa: S104 - compared, not listened on
+    url = f"http://127.0.0.1:{settings.listen_port}" if anywhere else f"http://{settings.listen}"
     daemons = "1 daemon" if settings.daemons == 1 else f"{settings.daemons} daemons"
     lines = [
         ("Claude Code", f"ANTHROPIC_BASE_URL={url} claude"),
@@ -171,11 +172,11 @@ def _greeting(settings: Settings) -> str:
         *([("Token", "clients send it as x-perdure-token")] if settings.token else []),
         ("State", f"{settings.database}"),
         ("Logs", f"{settings.state_dir}/log/"),
-        ("Look", "perdure status, perdure sessions"),
+        ("Look", f"{sys.argv[0]} status | sessions | show ID"),
         ("Stop", "Ctrl-C"),
     ]
     shown = "\n".join(f"  {name:<13}{text}" for name, text in lines)
-    return f"perdure {version('perdure')} on {url} (one worker, {daemons})\n\n{shown}\n"
+    return f"perdure {version('perdure')} on {settings.listen} (one worker, {daemons})\n\n{shown}\n"
 
 
 # -- looking -------------------------------------------------------------------------------------------------------

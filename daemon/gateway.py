@@ -12,11 +12,12 @@ worker is heard; so the client's first byte proves its session's identity, and i
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from msgspec.structs import replace
 
@@ -24,7 +25,7 @@ from daemon import providers
 from daemon.booking import Booking, open_row
 from daemon.cost import Prices
 from daemon.http_server import BodyBroken, BodyTooLarge, ClientGone, Incoming
-from daemon.identity import Headers, Known, known_from, naming_of, with_chain
+from daemon.identity import Headers, Known, known_from, naming_of, with_chains
 from daemon.metrics import Metrics
 from daemon.outbox import OutboxFull
 from daemon.own import OwnPaths
@@ -41,8 +42,13 @@ SESSION_HEADER: Final = "x-perdure-session"
 TOKEN_HEADER: Final = "x-perdure-token"  # noqa: S105 - a header's name
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 """What a load balancer asks for, and what tells a stranger nothing."""
+INLINE_BYTES_MAX: Final = 512 * 1024
+"""Bodies up to this size are read in the loop, in a few milliseconds: nearly all there are."""
 FULL_RETRY_SECONDS: Final = 10
 """`retry-after` of a 503: a worker that is back empties a full outbox in about that time."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Gateway:
@@ -109,7 +115,7 @@ class Gateway:
         arrived = time.monotonic()
         started_at = self._now()
         body = await incoming.read(self._body_bytes_max)
-        turn = providers.parse_turn(route.speaks, body)
+        turn = await _aside(body, providers.parse_turn, route.speaks, body)
         if turn is None:
             # Not JSON, or not an object: no turn of any conversation.  The provider says so in its own words.
             await self._pass(incoming, route, body)
@@ -131,7 +137,7 @@ class Gateway:
 
     async def _begin(self, headers: Headers, route: Route, turn: Turn, body: bytes, started_at: int) -> Booking:
         """Find the session and write the begin: it travels to the worker while the provider works."""
-        known = self._known(headers, turn, body)
+        known = await _aside(body, self._known, headers, turn, body)
         held, naming = await self._sessions.hold(naming_of(known, self._draw_id()))
         row = open_row(
             event_id=self._draw_id(),
@@ -159,10 +165,10 @@ class Gateway:
         return booking
 
     def _known(self, headers: Headers, turn: Turn, body: bytes) -> Known:
-        hash_key = self._sessions.hash_key
-        known = known_from(headers, turn, hash_key)
-        if known.minted is None and hash_key is not None and not turn.has_state:
-            known = with_chain(known, providers.units_of(turn), body, hash_key)
+        keys = self._sessions.hash_keys
+        known = known_from(headers, turn, keys)
+        if known.minted is None and not turn.has_state:
+            known = with_chains(known, providers.units_of(turn), body, keys)
         return known
 
     async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, arrived: float) -> None:
@@ -172,7 +178,9 @@ class Gateway:
                 await self._acknowledge(booking.is_begun())
                 self._metrics.first_byte_seconds.observe(time.monotonic() - arrived)
                 mark = (SESSION_HEADER, booking.session_id)
-                await incoming.start(reply.status, reply.reason, [*reply.headers, mark])
+                # A provider that is a perdure itself has marked it too: the nearest one's word counts.
+                others = [header for header in reply.headers if header[0].lower() != SESSION_HEADER]
+                await incoming.start(reply.status, reply.reason, [*others, mark])
                 await self._stream(incoming, route, reply, booking)
         except UpstreamCut as error:
             self._log.info("session %s: %s", booking.session_id, error)
@@ -201,6 +209,9 @@ class Gateway:
                     await self._settle(booking, reader.close(whole=False), reply)
                 await incoming.write(chunk)
             is_whole = True
+        except UpstreamCut:
+            await incoming.write(held_back)  # There is no end to hold it back for.
+            raise
         finally:
             # Cut, cancelled, or the client is gone: settle with what was seen, and wait for nobody.
             if not is_whole and not booking.is_settled:
@@ -253,6 +264,13 @@ class Gateway:
         if not self._token or incoming.path in OPEN_PATHS:
             return True
         return hmac.compare_digest(incoming.header(TOKEN_HEADER).encode(errors="surrogateescape"), self._token.encode())
+
+
+async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what takes longer the larger the body, beside the loop where that is long."""
+    if len(body) <= INLINE_BYTES_MAX:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _book(booking: Booking, answer: Answer, reply: Reply) -> int:

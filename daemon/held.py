@@ -74,7 +74,10 @@ class Held:
     @property
     def is_idle(self) -> bool:
         """Nothing of it would be lost by forgetting it."""
-        return not (self.turns_in_flight or self.pending or self.is_dirty or self.phase is Phase.CLAIMING)
+        is_unwritten = (
+            self.is_dirty and self.phase is Phase.OWNED
+        )  # A session that was lost is another daemon's to write.
+        return not (self.turns_in_flight or self.pending or is_unwritten or self.phase is Phase.CLAIMING)
 
     def become(self, phase: Phase) -> None:
         assert phase in _MOVES[self.phase], (self.phase, phase)

@@ -59,6 +59,7 @@ _CLIENTS: Final = (
 class Chain(Struct, frozen=True):
     """The links of a conversation, first to last: link i covers i + 1 messages in normal form."""
 
+    hash_key: bytes
     links: tuple[str, ...]
     before_last: str
     last: Unit
@@ -69,13 +70,23 @@ class Chain(Struct, frozen=True):
         """No answer was given yet; a message that the client began for the assistant is none."""
         return len(self.links) <= 2
 
-    def answered(self, hash_key: bytes, answer: Unit) -> tuple[str, int]:
+    def answered(self, answer: Unit) -> tuple[str, int]:
         """The link that covers the answer too, and how many messages it covers."""
         units = merged([self.last, answer])
         link = self.before_last
         for unit in units:
-            link = _link(hash_key, link, unit)
+            link = _link(self.hash_key, link, unit)
         return link, len(self.links) - 1 + len(units)
+
+
+class HashKeys(Struct, frozen=True, kw_only=True):
+    """What chains and accounts are hashed with."""
+
+    store: bytes | None
+    """Made with the database; None while no worker was ever heard."""
+    early: bytes
+    """Drawn by this process, for conversations that begin before that: its own index knows them again."""
+    early_was_used: bool = False
 
 
 class Known(Struct, frozen=True, kw_only=True):
@@ -83,36 +94,53 @@ class Known(Struct, frozen=True, kw_only=True):
 
     account: str
     client: str
+    early_account: str = ""
+    """The account as the early key hides it: keeps strangers apart while no worker was ever heard."""
     minted: tuple[str, str] | None
     """(name, value) of the session id the client minted."""
     minted_in_body: bool = False
     chain: Chain | None = None
+    early_chain: Chain | None = None
+    """The same conversation as it was known before any worker was heard, where there was such a time."""
     retry_link: str = ""
     """Equal for a repeated request only."""
 
 
-def known_from(headers: Headers, turn: Turn, hash_key: bytes | None) -> Known:
-    """Read the keys.  Without a hash key (no worker was ever heard) nothing keyed is known."""
+def known_from(headers: Headers, turn: Turn, keys: HashKeys) -> Known:
+    """Read the keys.  Without the store's hash key (no worker was ever heard) the account is not known."""
     named = {name.lower(): value for name, value in headers}
     minted = _minted(named)
     body_minted = next(iter(turn.minted), None) if minted is None else None
     return Known(
-        account=account_of(named, turn, hash_key),
+        account=account_of(named, turn, keys.store),
+        early_account=account_of(named, turn, keys.early),
         client=client_of(named.get("user-agent", "")),
         minted=minted or body_minted,
         minted_in_body=body_minted is not None,
     )
 
 
-def with_chain(known: Known, units: Sequence[Unit], body: bytes, hash_key: bytes) -> Known:
-    """Add the chain: for a request that carries no id of its own."""
+def with_chains(known: Known, units: Sequence[Unit], body: bytes, keys: HashKeys) -> Known:
+    """Add what a request that carries no id of its own is known by."""
     if not units:
         return known
-    links = [_digest(hash_key, "account", known.account)]
+    early = chain_of(units, known.early_account, keys.early) if keys.early_was_used or keys.store is None else None
+    main = chain_of(units, known.account, keys.store) if keys.store is not None else early
+    assert main is not None
+    return replace(
+        known,
+        chain=main,
+        early_chain=early if early is not main else None,
+        retry_link=_retry_link(main, body),
+    )
+
+
+def chain_of(units: Sequence[Unit], account: str, hash_key: bytes) -> Chain:
+    """The chain of at least one message."""
+    links = [_digest(hash_key, "account", account)]
     for unit in units:
         links.append(_link(hash_key, links[-1], unit))
-    chain = Chain(tuple(links[1:]), links[-2], units[-1])
-    return replace(known, chain=chain, retry_link=_retry_link(hash_key, chain, body))
+    return Chain(hash_key, tuple(links[1:]), links[-2], units[-1])
 
 
 def naming_of(known: Known, drawn_id: str) -> Naming:
@@ -134,7 +162,7 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
     return Naming(
         session_id=drawn_id,
         confirmed=False,
-        continues=list(reversed(chain.links[:-1]))[:CONTINUES_MAX] if chain else [],
+        continues=_prefixes(chain, known.early_chain),
         retry=known.retry_link,
         keys=_unanswered_keys(chain, known.retry_link) if chain else [],
         chain_length=len(chain.links) if chain else 0,
@@ -144,11 +172,11 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
     )
 
 
-def answered(naming: Naming, known: Known, answer: Unit | None, hash_key: bytes | None) -> Naming:
+def answered(naming: Naming, known: Known, answer: Unit | None) -> Naming:
     """The naming of the turn's end: once the answer is known, it is what a later request must continue."""
-    if known.chain is None or hash_key is None or answer is None:
+    if known.chain is None or answer is None:
         return naming
-    link, length = known.chain.answered(hash_key, answer)
+    link, length = known.chain.answered(answer)
     # A client that was cut off before it read this answer sends the request again.  An opening is not kept for that:
     # the same first words, answered twice, are two conversations.
     kept = ("header", "body") if known.chain.is_opening else ("header", "body", "retry")
@@ -201,11 +229,19 @@ def _is_id(value: str) -> bool:
     return 0 < len(value) <= ID_CHARACTERS_MAX and value.isprintable()
 
 
-def _retry_link(hash_key: bytes, chain: Chain, body: bytes) -> str:
+def _prefixes(chain: Chain | None, early: Chain | None) -> list[str]:
+    """The links of the proper prefixes, longest first, those of an early chain after the others."""
+    chains = [each for each in (chain, early) if each]
+    most = CONTINUES_MAX // max(len(chains), 1)
+    return [link for each in chains for link in each.links[-2::-1][:most]]
+
+
+def _retry_link(chain: Chain, body: bytes) -> str:
     """The same messages with all answers are proof enough: clients ask again with another `stream`, for example.  An
     opening proves little by itself, and must be the same request to the last byte."""
-    whole = hashlib.blake2b(body, key=hash_key, digest_size=_DIGEST_BYTES).hexdigest() if chain.is_opening else ""
-    return _digest(hash_key, "retry", chain.links[-1], whole)
+    key = chain.hash_key
+    whole = hashlib.blake2b(body, key=key, digest_size=_DIGEST_BYTES).hexdigest() if chain.is_opening else ""
+    return _digest(key, "retry", chain.links[-1], whole)
 
 
 def _unanswered_keys(chain: Chain, retry_link: str) -> list[Key]:

@@ -35,8 +35,8 @@ class KeyIndex:
                 self._holders.move_to_end(entry.value, last=False)
 
     def learn(self, session_id: str, keys: Iterable[Key]) -> None:
-        """A turn of the session began (a `request` key beside the answer before) or was answered (an `answer` key
-        in place of all others), as the store does it."""
+        """A turn of the session began (a `request` key beside what is known already), or was answered (an `answer` key
+        in place of all others).  The store, which keeps only the newest request, is stricter: this is a hint."""
         chain = [key for key in keys if key.kind in ("answer", "request")]
         if any(key.kind == "answer" for key in chain):
             self.forget(session_id)

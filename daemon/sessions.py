@@ -16,12 +16,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Protocol
 
 from msgspec.structs import replace
 
 from daemon import state as states
 from daemon.held import Held, Phase
+from daemon.identity import HashKeys
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, OutboxFull
 from daemon.state import EMPTY
@@ -44,7 +46,7 @@ class Link(Protocol):
 class Sessions:
     """All sessions held here.  Belongs to the event loop's thread; nothing awaits between reading and writing back."""
 
-    def __init__(self, *, index: KeyIndex, log: logging.Logger, limit: int = HELD_MAX) -> None:
+    def __init__(self, *, index: KeyIndex, early_key: bytes, log: logging.Logger, limit: int = HELD_MAX) -> None:
         self._index = index
         self._log = log
         self._limit = limit
@@ -52,7 +54,7 @@ class Sessions:
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._aliases: dict[str, str] = {}
         self._claims: dict[int, Held] = {}
-        self.hash_key: bytes | None = None
+        self.hash_keys = HashKeys(store=None, early=early_key)
 
     def start(self, link: Link) -> None:
         self._link = link
@@ -81,6 +83,14 @@ class Sessions:
                 claimed = await self._link.acknowledged(asked)
                 held = self.current(held)
             reason = (held.claim_reason if claimed else "") or reason
+            if not claimed and not held.naming.confirmed:
+                # The worker fell silent over this very claim: what the index knows is the best there is.  When the
+                # claim is answered it joins the two.
+                known = self._continued(naming)
+                if known is not None and known is not held:
+                    held, reason = known, _CONTINUES
+                    if held.phase is Phase.LOST:
+                        self._claim(held, _under(held, naming))
         return held, replace(_under(held, naming), reason=reason)
 
     def current(self, held: Held) -> Held:
@@ -89,6 +99,8 @@ class Sessions:
 
     def begun(self, held: Held, naming: Naming) -> None:
         """A turn of the session was booked under these keys."""
+        if self.hash_keys.store is None and naming.chain_length:
+            self.hash_keys = replace(self.hash_keys, early_was_used=True)
         self._index.learn(held.session_id, naming.keys)
 
     def settled(self, held: Held, naming: Naming, row: Row) -> None:
@@ -99,10 +111,12 @@ class Sessions:
 
     # -- the tick ----------------------------------------------------------------------------------------------------
 
-    def flush(self) -> int:
-        """Write a snapshot of every dirty session that has none in flight; gives how many."""
+    def flush(self, most: int = HELD_MAX) -> int:
+        """Write a snapshot of dirty sessions that have none in flight, up to `most`; gives how many."""
         written = 0
         for held in self._held.values():
+            if written == most:
+                break
             if held.phase is Phase.OWNED and held.placed and not held.pending:
                 # A row between is missing, and nobody is bringing it: its next turn asks for all there is.
                 held.become(Phase.LOST)
@@ -157,7 +171,7 @@ class Sessions:
         self._index.load(entries)
 
     def welcomed(self, welcome: protocol.Welcome, *, new_store: bool) -> None:
-        self.hash_key = bytes.fromhex(welcome.hash_key)
+        self.hash_keys = replace(self.hash_keys, store=bytes.fromhex(welcome.hash_key))
         if new_store:
             self._log.warning("the store is another one than before: every session is claimed again")
             self._forget_all()
@@ -330,7 +344,7 @@ class Sessions:
 
     def _evict(self) -> None:
         while len(self._held) >= self._limit:
-            idle = next((held for held in list(self._held.values())[:_EVICTION_LOOK] if held.is_idle), None)
+            idle = next((held for held in islice(self._held.values(), _EVICTION_LOOK) if held.is_idle), None)
             if idle is None:
                 return
             del self._held[idle.session_id]

@@ -57,7 +57,7 @@ def account_object(account: Account) -> dict[str, Any]:
     """One session in full."""
     shown = session_object(account.record)
     shown["reason"] = account.record.session.reason
-    shown["aliases"] = account.record.aliases
+    shown["aliases"] = account.aliases
     shown["epoch"] = account.record.session.epoch
     shown["owner"] = account.record.session.owner or None
     shown["snapshot_generation"] = account.record.session.snapshot.generation if account.record.session.snapshot else 0

@@ -260,7 +260,9 @@ class WorkerClient:
         if self.state is not LinkState.READY:
             self._become(LinkState.READY)
         self._listener.welcomed(welcome, new_store=new_store)
-        if former is None or new_store:
+        if new_store:
+            self.preloaded.clear()
+        if not self.preloaded.is_set():
             self._indexed_keys = 0
             self._send(Command.INDEX, protocol.IndexRequest())
         self._flush()
@@ -276,8 +278,6 @@ class WorkerClient:
         if entry is not None:
             self._listener.acknowledged(entry, reply)
         self._release(reply.sequence, committed=True)
-        if not len(self._outbox):
-            self._emptied.set()
 
     def _refused(self, sequence: int, reason: str) -> None:
         entry = self._outbox.acked(sequence)
@@ -287,6 +287,8 @@ class WorkerClient:
         self._release(sequence, committed=False)
 
     def _release(self, sequence: int, *, committed: bool) -> None:
+        if not len(self._outbox):
+            self._emptied.set()
         waiter = self._waiters.pop(sequence, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(committed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         runtime.leave("perdure worker", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
     except runtime.Fatal as fatal:
         runtime.leave("perdure worker", fatal)
+    except Exception as error:
+        logging.getLogger("worker").debug("internal error", exc_info=error)
+        runtime.leave("perdure worker", runtime.Fatal(runtime.EXIT_INTERNAL, f"internal error: {error!r:.300}"))
     return runtime.EXIT_OK
 
 
@@ -39,6 +43,7 @@ def serve(settings: Settings) -> None:
     runtime.private_directory(Path(settings.state_dir))
     socket = Path(settings.worker_url.removeprefix("ipc://"))
     runtime.private_directory(socket.parent)
+    runtime.private_directory(Path(settings.runtime_dir))
     runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory")
     # ZeroMQ would take the path from a worker that serves another state directory, without a word.
     runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")

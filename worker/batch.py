@@ -109,6 +109,7 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
     """Do the writes, in order.  `live`: boots the worker hears; `now`: Unix milliseconds, for display only."""
     replies: list[tuple[str, Reply]] = []
     lost: list[tuple[str, Lost]] = []
+    told: dict[tuple[str, str], int] = {}
     for write in writes:
         match write.body:
             case Claim():
@@ -116,7 +117,8 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
                 if former:
                     lost.append((former, Lost(session_id=reply.session_id, epoch=reply.epoch)))
             case Booking():
-                reply = book(tables, write.body, write, live=live)
+                reply, parted = book(tables, write.body, write, live=live, told=told)
+                lost += parted
             case _:
                 reply = keep(tables, write.body, write)
         replies.append((write.boot, reply))
@@ -126,8 +128,9 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
 def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], now: int) -> tuple[Reply, str]:
     """Make the sender the owner; say what is known.  Also gives the boot that owned the session before, or ''.
 
-    The former owner is told, not asked: everything its finished turns taught is in the ledger, so the last snapshot
-    and the rows since are the whole state already, and no claim ever waits for a slow or dead daemon.
+    The former owner is told, once, and not asked; where it does not hear, the fence holds.  Everything its finished
+    turns taught is in the ledger: the last snapshot and the rows since are the whole state already, and no claim ever
+    waits for a slow or dead daemon.
     """
     session, reason = resolve(tables, body.naming, at=now, live=live)
     former = ""
@@ -140,10 +143,17 @@ def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], no
     return _reply(tables, session, write, position, reason=reason, claimed=True), former
 
 
-def book(tables: Tables, body: Booking, write: Write, *, live: frozenset[str]) -> Reply:
-    """Enter a row, open or settled.  A row counts whoever sends it: the fence guards snapshots, never money."""
+def book(
+    tables: Tables, body: Booking, write: Write, *, live: frozenset[str], told: dict[tuple[str, str], int]
+) -> tuple[Reply, list[tuple[str, Lost]]]:
+    """Enter a row, open or settled.  A row counts whoever sends it: the fence guards snapshots, never money.
+
+    `told`: up to which position each sender was told of each session by this batch already.  A backlog was written
+    before anything of it was heard, and would else be told the same rows with every write of it.
+    """
     session, reason = resolve(tables, body.naming, at=body.row.started_at, live=live)
     before = tables.row(body.row.event_id)
+    parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, reason=reason or body.row.reason, position=0)
     if supersedes(row, before):
@@ -152,13 +162,18 @@ def book(tables: Tables, body: Booking, write: Write, *, live: frozenset[str]) -
             row = replace(row, position=session.last_position)
         tables.put_row(row)
         _move_sums(tables, before, row)
-        tables.put_session(_learned(session, body.naming, row))
+        tables.put_session(_learned(session, body.naming, row, is_entered=before is None))
         _learn_keys(tables, session, body.naming, row)
+        parted = _part(tables, body.naming)
+        session = tables.session(session.session_id) or session
     elif before is not None:
         row = before
-    reply = _reply(tables, session, write, body.seen, reason=row.reason, position=row.position, epoch=body.epoch)
+    place = (write.boot, session.session_id)
+    seen = max(body.seen, told.get(place, 0))
+    reply = _reply(tables, session, write, seen, reason=row.reason, position=row.position, epoch=body.epoch)
+    told[place] = reply.rows[-1].position if reply.rows else seen
     # The sender has its own row; only what others settled is news.
-    return replace(reply, rows=[other for other in reply.rows if other.event_id != row.event_id])
+    return replace(reply, rows=[other for other in reply.rows if other.event_id != row.event_id]), parted
 
 
 def keep(tables: Tables, body: SnapshotWrite, write: Write) -> Reply:
@@ -208,6 +223,8 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     if not naming.confirmed:
         found, reason = _continued(tables, naming, at=at, live=live)
         if found is not None:
+            # Also for a claim: what was booked under the proposed id before its answer came must find the session
+            # when the keys have moved on.
             tables.put_alias(naming.session_id, found.session_id)
             return found, reason
     session = Session(
@@ -254,20 +271,24 @@ def _is_retry(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) 
     return row.is_settled or row.boot not in live
 
 
-def _learned(session: Session, naming: Naming, row: Row) -> Session:
-    """What the newest row of the conversation says about its session."""
+def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool) -> Session:
+    """What a row says about its session.  Its end repeats what its entry said, perhaps after a newer row's."""
     if row.kind != "turn":
         return session
     chained = [key.value for key in naming.keys if key.kind in _CHAIN and key.kind != "retry"]
     newest = naming.chain_length >= session.chain_length
+    if is_entered:
+        session = replace(
+            session,
+            client=row.client or session.client,
+            account=row.account or session.account,
+            model=row.model or session.model,
+            message_count=row.message_count,
+            first_seen_at=min(session.first_seen_at, row.started_at),
+            last_seen_at=row.started_at,
+        )
     return replace(
         session,
-        client=row.client or session.client,
-        account=row.account or session.account,
-        model=row.model or session.model,
-        message_count=row.message_count,
-        first_seen_at=min(session.first_seen_at, row.started_at),
-        last_seen_at=row.started_at,
         chain_length=max(session.chain_length, naming.chain_length),
         fingerprint=chained[-1] if chained and newest else session.fingerprint,
         header_name=session.header_name or naming.header_name or None,
@@ -288,6 +309,21 @@ def _learn_keys(tables: Tables, session: Session, naming: Naming, row: Row) -> N
         tables.drop_keys(session.session_id, _CHAIN if "answer" in kinds else _UNANSWERED)
     for key in naming.keys:
         tables.put_key(key, session.session_id, row.event_id, row.started_at)
+
+
+def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
+    """Sessions that hold one answer between them are nobody's: a daemon decides alone for what it owns, and the one
+    that knows of a single holder would take the other's conversation for its own."""
+    lost: list[tuple[str, Lost]] = []
+    for key in naming.keys:
+        holders = {h.session_id for h in tables.holders(["answer"], key.value)} if key.kind == "answer" else set()
+        if len(holders) < 2:
+            continue
+        for session in filter(None, map(tables.session, sorted(holders))):
+            if session.owner:
+                lost.append((session.owner, Lost(session_id=session.session_id, epoch=session.epoch + 1)))
+                tables.put_session(replace(session, owner="", epoch=session.epoch + 1))
+    return lost
 
 
 _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")

@@ -10,6 +10,7 @@ monotonic clock, which all processes share and nobody sets.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -30,11 +31,13 @@ class Heart:
     """The worker's side: `beat` shows that its loop goes round."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / _NAME
+        self._descriptor = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def beat(self) -> None:
-        # A reader may see it half written, and then looks again at the next tick.
-        self._path.write_text(f"{os.getpid()} {time.monotonic()}\n", "ascii")
+        # Always the same bytes in place, so that it also beats on a full disk, and of one length, so that a reader
+        # never sees the end of a longer one.  A heart that can not be written must not stop the loop it tells of.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, f"{os.getpid():10} {time.monotonic():20.3f}\n".encode(), 0)
 
 
 def hung_worker(directory: Path, lock: Path, now: float) -> int | None:

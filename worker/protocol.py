@@ -36,15 +36,17 @@ CONTINUES_MAX: Final = 256
 """Prefixes of a conversation's chain offered for recognition, newest first.  A turn adds two to a few dozen
 messages; a client that was away from the gateway for more than this many is taken for a new conversation."""
 
+WARMUP_CHARACTERS_MAX: Final = 65_536
 COUNT_MAX: Final = 2**40
 NANOUSD_MAX: Final = 2**50
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 """Tokens, positions, generations: a bound far above any real one, low enough that sums never leave 64 bits."""
 Money = Annotated[int, Meta(ge=0, le=NANOUSD_MAX)]
 """Nano-dollars of one row, at most about 1.1 million dollars."""
-Stored = Annotated[int, Meta(ge=-(2**62), le=2**62)]
+Stored = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """What fits SQLite's integers, whatever it means."""
 Text = Annotated[str, Meta(max_length=512)]
+Id = Annotated[str, Meta(min_length=1, max_length=512)]
 Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
 """Unix time."""
 PageSize = Annotated[int, Meta(ge=1, le=2**20)]
@@ -84,7 +86,7 @@ class Row(Struct, frozen=True, kw_only=True):
     """
 
     event_id: Annotated[str, Meta(min_length=8, max_length=64)]
-    session_id: Text
+    session_id: Id
     kind: Kind
     status: Status
     started_at: Milliseconds
@@ -136,7 +138,7 @@ class Key(Struct, frozen=True, kw_only=True):
 class Naming(Struct, frozen=True, kw_only=True):
     """What a request knows about its session: enough for the worker to find or create it, and to learn its keys."""
 
-    session_id: Text
+    session_id: Id
     """The proposed id, or the worker's own answer once `confirmed`."""
     confirmed: bool
     continues: Annotated[list[Text], Meta(max_length=CONTINUES_MAX)] = []
@@ -150,7 +152,6 @@ class Naming(Struct, frozen=True, kw_only=True):
     """Messages under the chain keys; a shorter chain never replaces a longer one's keys."""
     header_name: Text = ""
     header_session_id: Text = ""
-    fingerprint: Text = ""
     client: Text = ""
     account: Text = ""
     reason: Text = ""
@@ -175,7 +176,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     last_bust_at: Stored | None
     gradient_checksum: Stored
     resolved_conversation_ttl: str | None
-    warmup_state: Annotated[str, Meta(max_length=65_536)] | None
+    warmup_state: Annotated[str, Meta(max_length=WARMUP_CHARACTERS_MAX)] | None
     warmup_checksum: Stored
 
 
@@ -237,7 +238,7 @@ class Booking(Struct, frozen=True, kw_only=True):
 
 
 class SnapshotWrite(Struct, frozen=True, kw_only=True):
-    session_id: Text
+    session_id: Id
     epoch: Count
     snapshot: Snapshot
 
@@ -321,7 +322,7 @@ class WhoAreYou(Struct, frozen=True, kw_only=True):
 class Lost(Struct, frozen=True, kw_only=True):
     """Another daemon claimed the session: stop writing snapshots of it."""
 
-    session_id: Text
+    session_id: Id
     epoch: Count
 
 
@@ -398,6 +399,7 @@ FROM_WORKER: Final[dict[Command, type[Body]]] = {
     Command.ANSWER: Answer,
 }
 WRITES: Final = frozenset({Command.CLAIM, Command.BEGIN, Command.END, Command.SNAPSHOT})
+"""What waits in an outbox for its acknowledgement."""
 
 
 class ProtocolError(Exception):

@@ -14,9 +14,12 @@ from msgspec import Struct
 from worker.batch import Session
 from worker.ledger import Sums
 from worker.protocol import Row
-from worker.tables import ROW_COLUMNS, SESSION_COLUMNS, DamagedRow, row_of, session_of
+from worker.tables import ROW_COLUMNS, SESSION_LIST, DamagedRow, row_of, session_of
 
 __all__ = ["Account", "DamagedRow", "Page", "Record", "account_of", "page_of_sessions", "totals_of"]
+
+ALIASES_SHOWN = 20
+"""A conversation without an id gets one at each change of its owner."""
 
 Execute = Callable[..., Iterator[tuple[Any, ...]]]
 
@@ -27,7 +30,6 @@ class Record(Struct, frozen=True, kw_only=True):
     session: Session
     sums: Sums
     rows: list[Row]
-    aliases: list[str] = []
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -37,10 +39,12 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """One session in full: its record, every key that names it (kind, name, value), its newest rows."""
+    """One session in full: its record, every key that names it (kind, name, value), some of the ids it was proposed
+    under, its newest rows."""
 
     record: Record
     keys: list[tuple[str, str, str]]
+    aliases: list[str]
     newest: list[Row]
 
 
@@ -60,10 +64,12 @@ def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
     if canonical is None:
         return None
     values = next(iter(execute(f"{_ONE} WHERE session_id = ?", (canonical,))))
+    aliases = execute("SELECT alias FROM session_alias WHERE session_id = ? LIMIT ?", (canonical, ALIASES_SHOWN))
     newest = execute(_NEWEST, (canonical, limit))
     return Account(
         record=_record(execute, values),
         keys=list(execute("SELECT kind, name, value FROM session_key WHERE session_id = ? ORDER BY id", (canonical,))),
+        aliases=[alias for (alias,) in aliases],
         newest=[row_of(row) for row in newest],
     )
 
@@ -93,21 +99,18 @@ def _record(execute: Execute, values: tuple[Any, ...]) -> Record:
     sums = next(iter(execute(_SUMS, (session.session_id,))), None)
     position = session.snapshot.position if session.snapshot else 0
     rows = execute(_ROWS, (session.session_id, position)) if session.last_position > position else ()
-    aliases = execute("SELECT alias FROM session_alias WHERE session_id = ?", (session.session_id,))
     return Record(
         session=session,
         sums=Sums(*sums) if sums else Sums(),
         rows=[row_of(row) for row in rows],
-        aliases=[alias for (alias,) in aliases],
     )
 
 
 _DIGITS_MAX = 18
 """Of a time that SQLite can compare."""
-_COLUMNS = ", ".join(SESSION_COLUMNS)
-_ONE = f"SELECT {_COLUMNS} FROM session_state"
+_ONE = f"SELECT {SESSION_LIST} FROM session_state"
 _SESSIONS = (
-    f"SELECT {_COLUMNS} FROM session_state WHERE (last_seen_at, session_id) < (?, ?) "
+    f"SELECT {SESSION_LIST} FROM session_state WHERE (last_seen_at, session_id) < (?, ?) "
     "ORDER BY last_seen_at DESC, session_id DESC LIMIT ?"
 )
 _SUMS = f"SELECT {', '.join(Sums._fields)} FROM session_total WHERE session_id = ?"

@@ -324,8 +324,7 @@ class Server:
         self._queries.close()
         self._socket.close(linger=0)
         self._context.term()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        # The pipe stays open: a second signal may come while the store is being closed.
 
 
 class Queries:
@@ -358,12 +357,14 @@ class Queries:
             self._reader.close()
 
     def _work(self, boot: str, sequence: int, query: protocol.Query) -> None:
+        answer = _NO_ANSWER
         try:
             answer = self._read(query)
         except (StoreBusy, StoreRefused, DamagedRow):
-            answer = _NO_ANSWER
-        self._done.append((boot, sequence, answer))
-        self._wake()
+            pass  # Said as "not answered".
+        finally:
+            self._done.append((boot, sequence, answer))
+            self._wake()
 
     def _read(self, query: protocol.Query) -> protocol.Answer:
         if self._reader is None:

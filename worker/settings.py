@@ -8,6 +8,7 @@ Each may be given as a flag (`--tick-seconds`), in the environment (`PERDURE_TIC
 from __future__ import annotations
 
 import difflib
+import ssl
 import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -121,6 +122,8 @@ def _provider_table(value: Any, origin: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError
     for name, url in value.items():
+        if name in ("anthropic", "openai"):
+            raise BadSettings(f"{origin}.{name}: it has a setting of its own, {name}_url")
         if not name.isidentifier() or name in _OWN_PATHS or not isinstance(url, str):
             raise BadSettings(f'{origin}.{name}: a provider is NAME = "https://…", with a name of letters and digits')
         _url(f"{origin}.{name}", url)
@@ -158,11 +161,17 @@ def _checked(settings: Settings) -> Settings:
     path = settings.worker_url.removeprefix("ipc://")
     if not path.startswith("/"):
         raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} needs an absolute path, ipc:///DIRECTORY/NAME")
+    if not Path(path).name or path.endswith(".lock"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} names no socket, as ipc:///DIRECTORY/NAME does")
     if len(path.encode()) > IPC_PATH_BYTES_MAX:
         raise BadSettings(
             f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
             "set PERDURE_RUNTIME_DIR to a shorter directory"
         )
+    if not settings.token.isascii() or not settings.token.isprintable() or " " in settings.token:
+        raise BadSettings("PERDURE_TOKEN: only ASCII letters, digits and signs can be sent in a header")
+    if settings.ca_file:
+        _certificates(settings.ca_file)
     for name, low, high in _RANGES:
         if not low <= getattr(settings, name) <= high:
             raise BadSettings(f"PERDURE_{name.upper()}: {getattr(settings, name)} is not between {low} and {high}")
@@ -180,11 +189,21 @@ def environment(settings: Settings) -> dict[str, str]:
 def _url(origin: str, value: str) -> None:
     try:
         parts = urlsplit(value)
+        if parts.username is not None:
+            raise BadSettings(f"{origin}: no credentials belong there; the agent sends its own")
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good or "?" in value or "#" in value:
         raise BadSettings(f"{origin}: {value!r} is not http(s)://host[:port][/prefix]")
+
+
+def _certificates(path: str) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates in PEM form"
+        raise BadSettings(f"PERDURE_CA_FILE: {path}: {reason}") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,6 +15,7 @@ I/O: keep what was not committed and try again), `WriteRejected` (refuse that wr
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -143,7 +144,7 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             result = work()
             self._db.execute("COMMIT")
-        except (*_DAMAGE, DamagedRow) as error:
+        except (*_DAMAGE, DamagedRow, UnicodeDecodeError) as error:
             raise StoreRefused(_damaged(self.path, error)) from error
         except _TRANSIENT as error:
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
@@ -165,6 +166,8 @@ class Store:
 
     def _meta(self, name: str) -> str:
         found = list(self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)))
+        if not found or not _HEXADECIMAL(str(found[0][0])):
+            raise StoreRefused(_damaged(self.path, f"its {name} is missing or wrong"))
         return str(found[0][0])
 
 
@@ -195,7 +198,7 @@ class Reader:
             yield from self._db.execute(sql, bindings)
         except apsw.InterruptError as error:
             raise StoreBusy("the read took too long and was stopped") from error
-        except _DAMAGE as error:
+        except (*_DAMAGE, UnicodeDecodeError) as error:
             raise StoreRefused(_damaged(Path(self._db.filename), error)) from error
         except apsw.Error as error:
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
@@ -217,6 +220,8 @@ class _Found:
 
 def _look(path: Path, *, checking: bool = False) -> _Found:
     """Judge the file through a read-only connection.  Raises StoreRefused; never changes the file."""
+    if path.exists() and not path.is_file():
+        raise StoreRefused(f"{path}: not a file; move it away or point PERDURE_STATE_DIR elsewhere")
     if not path.exists() or path.stat().st_size == 0:
         return _Found(0, clean=True)
     with _refusing(path):
@@ -258,6 +263,9 @@ def _judge(db: apsw.Connection, path: Path) -> _Found:
             f"{path}: written by a newer perdure (schema {version}, this one knows {known}); "
             "upgrade perdure, or restore a backup that this version made"
         )
+    missing = _schema_names(version) - {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+    if missing:
+        raise StoreRefused(_damaged(path, f"without {', '.join(sorted(missing))}"))
     clean = version > 0 and list(db.execute("SELECT value FROM meta WHERE name = 'clean'")) == [("1",)]
     return _Found(version, clean=clean)
 
@@ -291,7 +299,10 @@ def _quick_check(db: apsw.Connection, path: Path) -> None:
 
 
 def _damaged(path: Path, why: object) -> str:
-    return f"{path}: damaged ({why}); stop perdure, keep a copy of the file, and put back a backup"
+    return (
+        f"{path}: damaged ({why}); move it away, put a backup in its place and start the worker again: "
+        "daemons go on, and keep what they could not store"
+    )
 
 
 # -- migrations ----------------------------------------------------------------------------------------------------
@@ -301,6 +312,14 @@ def _steps() -> list[tuple[str, str]]:
     """The migration steps in order: (file name, SQL)."""
     folder = resources.files("worker") / "migrations"
     return sorted((entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql"))
+
+
+def _schema_names(version: int) -> set[str]:
+    """The tables and indexes that a database of that version has."""
+    fresh = apsw.Connection(":memory:")
+    for _name, sql in _steps()[:version]:
+        fresh.execute(sql)
+    return {name for (name,) in fresh.execute("SELECT name FROM sqlite_schema")}
 
 
 def _migrate(db: apsw.Connection, path: Path, version: int) -> None:
@@ -343,14 +362,15 @@ def _user_version(db: apsw.Connection) -> int:
     return int(next(iter(db.execute("PRAGMA user_version")))[0])
 
 
-_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
+"""A statement of ours that does not fit the schema (SQLError) says that the schema is not the one it was."""
 _UNFIT: Final = (
     apsw.ConstraintError,
     apsw.MismatchError,
     apsw.RangeError,
     apsw.TooBigError,
     OverflowError,
-    UnicodeError,
+    UnicodeEncodeError,
 )
 _TRANSIENT: Final = (
     apsw.FullError,
@@ -371,6 +391,7 @@ _PRAGMAS: Final = (
     "PRAGMA cell_size_check = ON",
     "PRAGMA mmap_size = 0",
 )
+_HEXADECIMAL: Final = re.compile(r"[0-9a-f]{32}([0-9a-f]{32})?").fullmatch
 _PROGRESS_STEPS: Final = 10_000
 _PRELOADED: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")
 _KEYS_BEFORE: Final = (

@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 
 from worker.batch import Holder, Session
 from worker.ledger import DayKey, Sums
-from worker.protocol import Key, KeyKind, Row, Snapshot, Usage
+from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Snapshot, Usage
 
 Value = int | float | str | None
 
@@ -37,7 +37,7 @@ class SqliteTables:
         self._execute = connection.execute
 
     def session(self, session_id: str) -> Session | None:
-        found = self._first(f"SELECT {_SESSION_LIST} FROM session_state WHERE session_id = ?", session_id)
+        found = self._first(f"SELECT {SESSION_LIST} FROM session_state WHERE session_id = ?", session_id)
         return session_of(found) if found else None
 
     def put_session(self, session: Session) -> None:
@@ -93,8 +93,23 @@ def session_of(values: tuple[Any, ...]) -> Session:
     """A session from the columns SESSION_COLUMNS."""
     identity = dict(zip(_IDENTITY_COLUMNS, values, strict=False))
     image = values[len(_IDENTITY_COLUMNS) :]
-    snapshot = Snapshot(**dict(zip(_SNAPSHOT_FIELDS, image, strict=True))) if image[0] else None
-    return Session(**identity, snapshot=snapshot)
+    return Session(**identity, snapshot=_snapshot_of(image) if image[0] else None)
+
+
+def _snapshot_of(image: tuple[Any, ...]) -> Snapshot:
+    """A damaged one must still travel, to be judged by the daemon: a value that no frame may hold becomes one that no
+    state may.  Refused there, it would take every acknowledgement in its frame with it, again and again."""
+    named: dict[str, Any] = dict(zip(_SNAPSHOT_FIELDS, image, strict=True))
+    if not 0 < named["generation"] <= COUNT_MAX // 2:
+        named["generation"] = 1
+    if not 0 <= named["position"] <= COUNT_MAX:
+        named["position"] = COUNT_MAX
+    for name in ("warmup_state", "resolved_conversation_ttl"):
+        text = named[name]
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+            named[name] = text if len(text) <= WARMUP_CHARACTERS_MAX else None
+    return Snapshot(**named)
 
 
 def row_of(values: tuple[Any, ...]) -> Row:
@@ -155,7 +170,9 @@ _SNAPSHOT_COLUMNS: Final = tuple("snapshot_position" if name == "position" else 
 SESSION_COLUMNS: Final = (*_IDENTITY_COLUMNS, *_SNAPSHOT_COLUMNS)
 
 _ROW_LIST: Final = ", ".join(ROW_COLUMNS)
-_SESSION_LIST: Final = ", ".join(SESSION_COLUMNS)
+_AS_BYTES: Final = frozenset({"warmup_state", "resolved_conversation_ttl"})
+"""Texts that the daemon judges: one that is not UTF-8 must be read too."""
+SESSION_LIST: Final = ", ".join(f"CAST({name} AS BLOB)" if name in _AS_BYTES else name for name in SESSION_COLUMNS)
 
 
 def _upsert(table: str, columns: Sequence[str], key: Sequence[str]) -> str:

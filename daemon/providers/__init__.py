@@ -15,7 +15,7 @@ import msgspec
 from daemon.providers import chat, messages, responses
 from daemon.providers.base import Answer, AnswerReader, Turn, Unit, WireFormat
 from daemon.providers.errors import error_body
-from daemon.providers.fields import Object
+from daemon.providers.fields import Object, whole_characters
 from daemon.providers.normal import Reading, merged, units_from
 from daemon.providers.reader import DocumentReader, EventReader, Stream
 
@@ -53,6 +53,12 @@ def parse_turn(protocol: WireFormat, body: bytes) -> Turn | None:
         # The parser skips over texts it is not asked for without looking whether they are UTF-8.
         body.decode("utf-8")
         return _FORMATS[protocol].parse_turn(body)
+    except UnicodeDecodeError:
+        return None
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _FORMATS[protocol].parse_turn(whole_characters(body))
     except (ValueError, RecursionError):
         return None
 

@@ -5,7 +5,8 @@ One rule: a field that is absent and a field of the wrong type are the same thin
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +22,17 @@ def value_of(data: bytes | str | msgspec.Raw) -> object:
     try:
         return msgspec.json.decode(data)
     except (ValueError, RecursionError):
+        pass
+    try:
+        return msgspec.json.decode(whole_characters(data.encode() if isinstance(data, str) else bytes(data)))
+    except (ValueError, RecursionError):
         return None
+
+
+def whole_characters(data: bytes) -> bytes:
+    """A copy without halves of characters.  JavaScript cuts texts between the two halves of an emoji and writes what
+    is left as an escape, which is good JSON to most and an error to a strict parser."""
+    return _HALVES.sub(_REPLACEMENT, data)
 
 
 def object_of(data: bytes | str | msgspec.Raw) -> Object | None:
@@ -54,3 +65,9 @@ def natural_at(source: Object, key: str) -> int | None:
     """A whole number from 0 up; JSON's true is an int in Python and none here."""
     value = source.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+_HALVES: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+_REPLACEMENT: Final = rb"\\ufffd"

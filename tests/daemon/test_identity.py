@@ -9,6 +9,7 @@ import pytest
 
 from daemon.identity import (
     ID_CHARACTERS_MAX,
+    HashKeys,
     Headers,
     Known,
     account_of,
@@ -17,13 +18,14 @@ from daemon.identity import (
     derived_id,
     known_from,
     naming_of,
-    with_chain,
+    with_chains,
 )
 from daemon.providers import Turn, Unit, WireFormat, parse_turn
 from worker.protocol import CONTINUES_MAX
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(32)
+KEYS = HashKeys(store=KEY, early=OTHER_KEY)
 UUID = "01a2037c-23f4-7452-b8ed-86223d9f6994"
 THREAD = "01a2037d-8b79-7ff3-98ff-9a41405cf7cd"
 USER, ASSISTANT = "user", "assistant"
@@ -35,14 +37,19 @@ def turn(wire: WireFormat = "messages", **fields: Any) -> Turn:
     return parsed
 
 
+KNOWN = Known(account="", early_account="e", client="c", minted=None)
+
+
 def chained(*texts: str, account: str = "a", body: bytes = b"{}", key: bytes = KEY) -> Known:
     """A request whose messages are the user's and the assistant's in turns, the user's first."""
     units = [Unit((USER, ASSISTANT)[place % 2], text) for place, text in enumerate(texts)]
-    return with_chain(Known(account=account, client="c", minted=None), units, body, key)
+    return with_chains(
+        Known(account=account, client="c", minted=None), units, body, HashKeys(store=key, early=OTHER_KEY)
+    )
 
 
 def answer_key(known: Known, text: str) -> str:
-    naming = answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, text), KEY)
+    naming = answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, text))
     (value,) = [key.value for key in naming.keys if key.kind == "answer"]
     return value
 
@@ -103,7 +110,7 @@ def answer_key(known: Known, text: str) -> str:
     ids=["claude-code", "claude-code-agent", "codex", "codex-subagent", "opencode", "opencode-responses", "pi"],
 )
 def test_known_from_a_clients_headers_finds_its_id(client: str, headers: Headers, name: str, value: str) -> None:
-    known = known_from(headers, turn(), KEY)
+    known = known_from(headers, turn(), KEYS)
 
     assert known.client == client
     assert known.minted == (name, value)
@@ -113,7 +120,7 @@ def test_known_from_a_clients_headers_finds_its_id(client: str, headers: Headers
 def test_known_from_claude_codes_body_finds_its_id() -> None:
     user_id = json.dumps({"device_id": "d", "account_uuid": "account-1", "session_id": UUID})
 
-    known = known_from([], turn(metadata={"user_id": user_id}), KEY)
+    known = known_from([], turn(metadata={"user_id": user_id}), KEYS)
 
     assert known.minted is not None
     assert known.minted[1] == UUID
@@ -125,7 +132,7 @@ def test_known_from_claude_codes_body_finds_its_id() -> None:
 def test_known_from_header_and_body_believes_the_header() -> None:
     user_id = json.dumps({"session_id": "from-body"})
 
-    known = known_from([("x-claude-code-session-id", UUID)], turn(metadata={"user_id": user_id}), KEY)
+    known = known_from([("x-claude-code-session-id", UUID)], turn(metadata={"user_id": user_id}), KEYS)
 
     assert known.minted == ("x-claude-code-session-id", UUID)
     assert not known.minted_in_body
@@ -133,20 +140,20 @@ def test_known_from_header_and_body_believes_the_header() -> None:
 
 @pytest.mark.parametrize("value", ["", "x" * (ID_CHARACTERS_MAX + 1), "a\x01b"])
 def test_known_from_a_value_that_is_no_id_names_nothing(value: str) -> None:
-    assert known_from([("x-session-id", value)], turn(), KEY).minted is None
+    assert known_from([("x-session-id", value)], turn(), KEYS).minted is None
 
 
 def test_known_from_an_sdk_without_ids_names_nothing() -> None:
     headers = [("User-Agent", "Anthropic/Python 2.12.0"), ("x-client-request-id", UUID)]
 
-    known = known_from(headers, turn(), KEY)
+    known = known_from(headers, turn(), KEYS)
 
     assert known.minted is None
     assert known.client == "anthropic-sdk"
 
 
 def test_naming_of_a_minted_id_proposes_the_derived_one_and_no_chain() -> None:
-    known = known_from([("x-session-id", "ses_1")], turn(), KEY)
+    known = known_from([("x-session-id", "ses_1")], turn(), KEYS)
 
     naming = naming_of(known, "drawn")
 
@@ -264,8 +271,8 @@ def test_naming_of_another_account_or_store_shares_no_link(changed: dict[str, An
 
 
 def test_naming_of_moved_boundaries_shares_no_link() -> None:
-    one = with_chain(Known(account="a", client="c", minted=None), [Unit("user", "ab"), Unit("user", "c")], b"", KEY)
-    two = with_chain(Known(account="a", client="c", minted=None), [Unit("user", "a"), Unit("user", "bc")], b"", KEY)
+    one = with_chains(Known(account="a", client="c", minted=None), [Unit("user", "ab"), Unit("user", "c")], b"", KEYS)
+    two = with_chains(Known(account="a", client="c", minted=None), [Unit("user", "a"), Unit("user", "bc")], b"", KEYS)
 
     assert one.chain is not None and two.chain is not None
     assert not set(one.chain.links) & set(two.chain.links)
@@ -284,7 +291,7 @@ def test_answered_turn_keeps_its_retry_key_but_an_answered_opening_does_not() ->
     opening, later = chained("hi"), chained("hi", "hello", "and now?")
 
     def kinds(known: Known) -> list[str]:
-        return [key.kind for key in answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, "yes"), KEY).keys]
+        return [key.kind for key in answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, "yes")).keys]
 
     assert kinds(opening) == ["answer"]
     assert kinds(later) == ["retry", "answer"]
@@ -293,8 +300,8 @@ def test_answered_turn_keeps_its_retry_key_but_an_answered_opening_does_not() ->
 def test_answered_counts_the_messages_under_the_key() -> None:
     known, prefilled = chained("hello"), chained("say json", "{")
 
-    plain = answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, "hi"), KEY)
-    joined = answered(naming_of(prefilled, "drawn"), prefilled, Unit(ASSISTANT, "}"), KEY)
+    plain = answered(naming_of(known, "drawn"), known, Unit(ASSISTANT, "hi"))
+    joined = answered(naming_of(prefilled, "drawn"), prefilled, Unit(ASSISTANT, "}"))
 
     assert (plain.chain_length, joined.chain_length) == (2, 2)
 
@@ -303,21 +310,39 @@ def test_answered_without_a_known_answer_keeps_the_requests_keys() -> None:
     known = chained("hello")
     naming = naming_of(known, "drawn")
 
-    assert answered(naming, known, None, KEY) == naming
+    assert answered(naming, known, None) == naming
 
 
-def test_known_from_without_a_hash_key_has_nothing_keyed() -> None:
-    known = known_from([("authorization", "Bearer sk-1")], turn(), None)
-    naming = naming_of(known, "drawn")
+def test_known_from_without_the_stores_key_tells_no_account_but_keeps_strangers_apart() -> None:
+    keys = HashKeys(store=None, early=OTHER_KEY)
+    ours, theirs = (known_from([("authorization", f"Bearer {key}")], turn(), keys) for key in ("sk-1", "sk-2"))
 
-    assert (known.account, naming.keys, naming.continues, naming.retry) == ("", [], [], "")
-    assert naming.session_id == "drawn"
+    assert ours.account == theirs.account == ""
+    assert ours.early_account != theirs.early_account
+
+
+def test_conversation_that_began_before_any_worker_was_heard_is_known_again() -> None:
+    before = HashKeys(store=None, early=OTHER_KEY)
+    after = HashKeys(store=KEY, early=OTHER_KEY, early_was_used=True)
+    first = with_chains(KNOWN, [Unit(USER, "hello")], b"{}", before)
+    learned = answered(naming_of(first, "drawn"), first, Unit(ASSISTANT, "hi"))
+
+    units = [Unit(USER, "hello"), Unit(ASSISTANT, "hi"), Unit(USER, "and now?")]
+    later = naming_of(with_chains(KNOWN, units, b"{}", after), "drawn")
+
+    assert {key.value for key in learned.keys} & set(later.continues)
+    assert all(key.value not in later.continues for key in naming_of(first, "drawn").keys if key.kind == "retry")
+    assert not {key.value for key in later.keys} & {key.value for key in learned.keys}
+
+
+def test_early_key_is_not_hashed_with_when_it_was_never_used() -> None:
+    assert with_chains(KNOWN, [Unit(USER, "hello")], b"{}", KEYS).early_chain is None
 
 
 def test_with_chain_of_an_empty_conversation_adds_nothing() -> None:
     known = Known(account="a", client="c", minted=None)
 
-    assert with_chain(known, [], b"{}", KEY) == known
+    assert with_chains(known, [], b"{}", KEYS) == known
 
 
 def test_naming_of_a_very_long_conversation_offers_its_newest_prefixes() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon.providers import Turn, WireFormat, parse_turn
+from daemon.providers import Turn, WireFormat, parse_turn, units_of
 from daemon.providers.base import ID_CHARACTERS_MAX, MODEL_CHARACTERS_MAX
 
 PROTOCOLS: list[WireFormat] = ["messages", "chat", "responses"]
@@ -147,3 +147,23 @@ def test_chat_user_turn_is_the_users_own_word(newest: Any, expected: bool) -> No
 )
 def test_responses_user_turn_is_the_users_own_word(newest: Any, expected: bool) -> None:
     assert turn_of("responses", input=[USER, ASSISTANT, newest]).user_turn is expected
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00", "\\ude00\\ud83d"])
+def test_body_with_half_a_character_is_a_turn_all_the_same(half: str) -> None:
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "cut %s here"}]}' % half.encode()
+
+    turn = parse_turn("messages", body)
+
+    assert turn is not None
+    assert [unit.role for unit in units_of(turn)] == ["user"]
+    assert "cut" in units_of(turn)[0].text
+
+
+def test_body_with_a_whole_emoji_keeps_it_beside_half_a_character() -> None:
+    body = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00 and \\ud83d"}]}'
+
+    turn = parse_turn("messages", body)
+
+    assert turn is not None
+    assert units_of(turn)[0].text.startswith("\U0001f600")

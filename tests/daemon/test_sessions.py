@@ -56,7 +56,7 @@ class Bench:
         self.warnings = Warnings()
         self.log.addHandler(self.warnings)
         self.index = KeyIndex()
-        self.sessions = Sessions(index=self.index, log=self.log, limit=limit)
+        self.sessions = Sessions(index=self.index, early_key=bytes(32), log=self.log, limit=limit)
         self.sessions.start(self.link)
 
     def hold(self, naming: Naming = S) -> tuple[Held, Naming]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from daemon.booking import Booking, open_row
 from daemon.held import Held, Phase
-from daemon.identity import Known, naming_of, with_chain
+from daemon.identity import Known, naming_of, with_chains
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox, OutboxFull
 from daemon.providers import Answer, Turn, Unit
@@ -212,10 +212,10 @@ class Daemon:
         self.sessions.flush()
 
     async def _begin(self, request: Request) -> tuple[Booking, protocol.Row]:
-        clock, hash_key = self._clock, self.sessions.hash_key
+        clock = self._clock
         known = Known(account="account", client="simulated", minted=request.minted)
-        if request.minted is None and hash_key is not None:
-            known = with_chain(known, request.units, repr(request.units).encode(), hash_key)
+        if request.minted is None:
+            known = with_chains(known, request.units, repr(request.units).encode(), self.sessions.hash_keys)
         held, naming = await self.sessions.hold(naming_of(known, clock.draw_id()))
         row = open_row(
             event_id=clock.draw_id(),
@@ -248,7 +248,7 @@ class _WatchedSessions(Sessions):
     """Tells the checks of every acknowledged snapshot."""
 
     def __init__(self, checks: Checks) -> None:
-        super().__init__(index=KeyIndex(INDEX_KEYS_MAX), log=_quiet(), limit=SESSIONS_MAX)
+        super().__init__(index=KeyIndex(INDEX_KEYS_MAX), early_key=bytes(32), log=_quiet(), limit=SESSIONS_MAX)
         self._checks = checks
 
     def acknowledged(self, entry: Entry, reply: protocol.Reply) -> None:

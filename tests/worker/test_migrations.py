@@ -8,7 +8,7 @@ import apsw
 import pytest
 
 from worker import store as store_module
-from worker.store import Reader, Store, StoreBusy
+from worker.store import Reader, Store, StoreBusy, StoreRefused
 
 TWELVE = {
     "fingerprint",
@@ -107,7 +107,7 @@ def test_step_that_fails_in_its_middle_leaves_the_version_before(
     broken = [*STEPS[: failing - 1], (name, f"{sql}\nINSERT INTO no_such_table VALUES (1);"), *STEPS[failing:]]
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "_steps", lambda: broken)
-        with pytest.raises(apsw.SQLError, match="no_such_table"):
+        with pytest.raises(StoreRefused, match="no_such_table"):
             Store(path)
     assert schema(path) == before
     Store(path).close()

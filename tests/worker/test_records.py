@@ -74,7 +74,7 @@ def test_account_is_found_by_id_alias_and_beginning(store: Store, reader: Reader
         account = account_of(reader.execute, name, 10)
         assert account is not None, name
         assert account.record.session.session_id == "abcdef-one"
-        assert account.record.aliases == ["proposed-elsewhere"]
+        assert account.aliases == ["proposed-elsewhere"]
         assert [one.position for one in account.newest] == [2, 1]
     assert account_of(reader.execute, "abcde", 10) is None, "too short to be meant"
 

@@ -155,7 +155,7 @@ def test_store_with_damaged_page_refused_untouched_after_unclean_stop(path: Path
     set_clean(path, "0")
     damage(path)
     before = images(path)
-    with pytest.raises(StoreRefused, match=r"damaged.*put back a backup"):
+    with pytest.raises(StoreRefused, match=r"damaged.*put a backup in its place"):
         Store(path)
     assert images(path) == before
 
