@@ -146,8 +146,6 @@ def test_account_shows_why_what_and_by_which_keys() -> None:
     one = record(ROWS, folded=2, reason="the client named it", epoch=3, owner="boot-1")
     keys = [("header", "session-id", "x")]
     shown = account_object(Account(record=one, keys=keys, newest=ROWS[::-1], aliases=["s-0"]))
-        Account(record=one, keys=[("header", "session-id", "x")], newest=ROWS[::-1], aliases=["s-0"])
-    )
     assert shown["reason"] == "the client named it"
     assert (shown["epoch"], shown["owner"], shown["aliases"], shown["snapshot_generation"]) == (3, "boot-1", ["s-0"], 1)
     assert shown["keys"] == [{"kind": "header", "name": "session-id", "value": "x"}]
