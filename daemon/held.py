@@ -74,9 +74,8 @@ class Held:
     @property
     def is_idle(self) -> bool:
         """Nothing of it would be lost by forgetting it."""
-        is_unwritten = (
-            self.is_dirty and self.phase is Phase.OWNED
-        )  # A session that was lost is another daemon's to write.
+        # A session that was lost is another daemon's to write.
+        is_unwritten = self.is_dirty and self.phase is Phase.OWNED
         return not (self.turns_in_flight or self.pending or is_unwritten or self.phase is Phase.CLAIMING)
 
     def become(self, phase: Phase) -> None:

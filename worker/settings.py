@@ -195,7 +195,7 @@ def _url(origin: str, value: str) -> None:
     except ValueError:
         good = False
     if not good or "?" in value or "#" in value:
-        raise BadSettings(f"{origin}: {value!r} is not http(s)://host[:port][/prefix]")
+        raise BadSettings(f"{origin}: what stands there is not http(s)://host[:port][/prefix]")
 
 
 def _certificates(path: str) -> None:

@@ -165,10 +165,7 @@ class Store:
                 raise StoreBusy(f"cannot roll back: {error}") from error
 
     def _meta(self, name: str) -> str:
-        found = list(self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)))
-        if not found or not _HEXADECIMAL(str(found[0][0])):
-            raise StoreRefused(_damaged(self.path, f"its {name} is missing or wrong"))
-        return str(found[0][0])
+        return str(next(iter(self._db.execute("SELECT value FROM meta WHERE name = ?", (name,))))[0])
 
 
 class Reader:
@@ -266,8 +263,11 @@ def _judge(db: apsw.Connection, path: Path) -> _Found:
     missing = _schema_names(version) - {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
     if missing:
         raise StoreRefused(_damaged(path, f"without {', '.join(sorted(missing))}"))
-    clean = version > 0 and list(db.execute("SELECT value FROM meta WHERE name = 'clean'")) == [("1",)]
-    return _Found(version, clean=clean)
+    facts = dict(db.execute("SELECT name, value FROM meta")) if version else {}
+    for name, form in _FACTS.items() if version else ():
+        if not form(facts.get(name, "")):
+            raise StoreRefused(_damaged(path, f"its {name} is missing or wrong"))
+    return _Found(version, clean=facts.get("clean") == "1")
 
 
 class _refusing:  # noqa: N801 - reads as a clause
@@ -391,7 +391,11 @@ _PRAGMAS: Final = (
     "PRAGMA cell_size_check = ON",
     "PRAGMA mmap_size = 0",
 )
-_HEXADECIMAL: Final = re.compile(r"[0-9a-f]{32}([0-9a-f]{32})?").fullmatch
+_FACTS: Final = {
+    "incarnation": re.compile("[0-9a-f]{32}").fullmatch,
+    "hash_key": re.compile("[0-9a-f]{64}").fullmatch,
+}
+"""What a store must say of itself, and its form: judged before the file is opened for writing."""
 _PROGRESS_STEPS: Final = 10_000
 _PRELOADED: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")
 _KEYS_BEFORE: Final = (

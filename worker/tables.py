@@ -92,6 +92,9 @@ class SqliteTables:
 def session_of(values: tuple[Any, ...]) -> Session:
     """A session from the columns SESSION_COLUMNS."""
     identity = dict(zip(_IDENTITY_COLUMNS, values, strict=False))
+    if not (0 <= identity["epoch"] < COUNT_MAX and 0 <= identity["last_position"] < COUNT_MAX):
+        # The fence and the order of rows: no daemon can judge them, and no frame may hold them.
+        raise DamagedRow(f"session {identity['session_id']!r:.80}")
     image = values[len(_IDENTITY_COLUMNS) :]
     return Session(**identity, snapshot=_snapshot_of(image) if image[0] else None)
 

@@ -24,8 +24,9 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from msgspec.structs import replace
 
-from daemon import worker_client
+from daemon import app, own, worker_client
 from daemon.app import Daemon, Phase
 from daemon.identity import derived_id
 from tests.daemon.raw_http import PATIENCE_SECONDS, Peer, Script, a_client, a_provider, answering, run, until
@@ -67,6 +68,11 @@ class FakeWorker:
         """What a proposed session id resolves to, where that is another."""
         self.writes: list[Message] = []
         """Every write that arrived, once."""
+        self.index = {protocol.IndexRequest().before: protocol.IndexPage(entries=[], before=-1)}
+        """Its pages by what asks for them; another one is not answered."""
+        self.asked_pages: list[int] = []
+        self._welcome = WELCOME
+        self._greeted: set[bytes] = set()
         self._address = address
         self._kept: list[tuple[bytes, Message]] = []
         self._metrics: list[protocol.Family] = []
@@ -99,10 +105,18 @@ class FakeWorker:
         for sender, message in kept:
             await self._answer(sender, message)
 
+    def restart(self) -> None:
+        """From now on be another process of the same store: nobody is known, nothing is on its way."""
+        self._welcome = replace(self._welcome, boot="w-2")
+        self._greeted, self._kept = set(), []
+
     async def _run(self) -> None:
         while True:
             sender, *frames = await self._socket.recv_multipart()
             message = protocol.decode(frames, protocol.FROM_DAEMON)
+            if sender not in self._greeted and message.command is not Command.HELLO:
+                await self._send(sender, Command.WHO, protocol.WhoAreYou(), message.sequence)
+                continue
             if message.command in protocol.WRITES and message.sequence not in {known.sequence for known in self.writes}:
                 self.writes.append(message)
             if self.is_silent or message.command in self.withheld:
@@ -116,12 +130,15 @@ class FakeWorker:
                 refusal = protocol.Refusal(reason="as the test wants it")
                 await self._send(sender, Command.REFUSED, refusal, message.sequence)
             case protocol.Hello():
-                await self._send(sender, Command.WELCOME, WELCOME)
+                self._greeted.add(sender)
+                await self._send(sender, Command.WELCOME, self._welcome)
             case protocol.Ping(metrics=metrics):
                 self._metrics = metrics or self._metrics
                 await self._send(sender, Command.PONG, protocol.Pong())
-            case protocol.IndexRequest():
-                await self._send(sender, Command.KEYS, protocol.IndexPage(entries=[], before=-1))
+            case protocol.IndexRequest(before=before):
+                self.asked_pages.append(before)
+                if before in self.index:
+                    await self._send(sender, Command.KEYS, self.index[before])
             case protocol.Query():
                 body = msgspec.Raw(msgspec.json.encode(self._metrics))
                 await self._send(sender, Command.ANSWER, protocol.Answer(body=body), message.sequence)
@@ -153,8 +170,9 @@ WELCOME = protocol.Welcome(boot="w-1", incarnation="i-1", hash_key="ab" * 32, ve
 class Stage:
     """A daemon, its worker, and the provider it forwards to."""
 
-    def __init__(self, worker: FakeWorker, port: int) -> None:
+    def __init__(self, worker: FakeWorker, daemon: Daemon, port: int) -> None:
         self.worker = worker
+        self.daemon = daemon
         self.port = port
 
     async def ask(self, client: Peer, path: str = "/v1/messages") -> None:
@@ -184,11 +202,14 @@ class Stage:
 
 
 @asynccontextmanager
-async def a_stage(script: Script, *, worker_is_there: bool = True) -> AsyncIterator[Stage]:
+async def a_stage(
+    script: Script, *, worker_is_there: bool = True, index: dict[int, protocol.IndexPage] | None = None
+) -> AsyncIterator[Stage]:
     directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="pd-"))
     address = f"ipc://{directory}/worker.sock"
     [port] = free_ports(1)
     worker = FakeWorker(address)
+    worker.index = index or worker.index
     async with a_provider(script) as provider:
         settings = Settings(
             listen=f"127.0.0.1:{port}",
@@ -205,14 +226,15 @@ async def a_stage(script: Script, *, worker_is_there: bool = True) -> AsyncItera
             worker.start()
         try:
             await until(lambda: daemon.phase is Phase.RUNNING or running.done())
-            yield Stage(worker, port)
+            yield Stage(worker, daemon, port)
         finally:
             # The last flush waits for its acknowledgements.
             if not worker_is_there:
                 worker.start()
             worker.refused = set()
             await worker.acknowledge()
-            daemon.stop()
+            if daemon.phase in (Phase.STARTING, Phase.RUNNING):
+                daemon.stop()
             await running
             await worker.close()
             shutil.rmtree(directory)
@@ -505,5 +527,44 @@ def test_request_travels_while_its_begin_is_not_acknowledged() -> None:
             async with reading(client) as read:
                 await stage.worker.acknowledge()
                 await read.until(DOCUMENT)
+
+    run(scenario())
+
+
+def test_index_is_asked_for_again_when_the_worker_restarts_before_its_last_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own, "PRELOAD_WAIT_SECONDS", 0.1)
+    newest, older = protocol.IndexRequest().before, 7
+    first = protocol.IndexPage(
+        entries=[protocol.IndexEntry(kind="answer", value="x", session_id="known")], before=older
+    )
+
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER), index={newest: first}) as stage:
+            await until(lambda: stage.worker.asked_pages == [newest, older])
+            assert b"not loaded" in await stage.get("/readyz")
+            stage.worker.restart()
+            stage.worker.index[older] = protocol.IndexPage(entries=[], before=-1)
+            await stage.until_ready()
+            assert stage.worker.asked_pages == [newest, older, newest, older]
+
+    run(scenario())
+
+
+def test_last_write_that_is_refused_while_draining_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FLUSH_SECONDS", FOR_EVER_SECONDS)
+
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER)) as stage:
+            stage.worker.withheld = stage.worker.refused = {Command.END}
+            async with a_client(stage.port) as client, reading(client) as read:
+                await stage.ask(client)
+                await read.until(DOCUMENT)
+            stage.daemon.stop()
+            await until(lambda: stage.daemon.phase is Phase.FLUSHING)
+            assert len(stage.worker.of(Command.END)) == 1
+            await stage.worker.acknowledge()
+            await until(lambda: stage.daemon.phase is Phase.STOPPED)
 
     run(scenario())

@@ -15,7 +15,7 @@ from daemon.outbox import Body, Entry, Outbox
 from daemon.sessions import Sessions
 from daemon.state import EMPTY, encode, fold
 from worker import protocol
-from worker.protocol import Booking, Claim, Command, Key, Lost, Naming, Reply, Row, SnapshotWrite, Usage
+from worker.protocol import Booking, Claim, Command, IndexEntry, Key, Lost, Naming, Reply, Row, SnapshotWrite, Usage
 
 T = TypeVar("T")
 NOON = 1_750_000_000_000
@@ -373,6 +373,36 @@ def test_claim_of_a_recognised_session_asks_for_that_session(bench: Bench) -> No
     assert (asked.naming.session_id, asked.naming.confirmed) == ("known", True)
 
 
+def test_claim_that_is_not_answered_falls_back_on_the_index_and_its_late_answer_joins_both(bench: Bench) -> None:
+    """The worker falls silent over the very first request after a restart."""
+    bench.sessions.indexed([IndexEntry(kind="answer", value="x", session_id="known")])
+    bench.link.is_heard = True
+    holding = bench.sessions.hold(Naming(session_id="drawn", confirmed=False, continues=["x"]))
+    holding.send(None)
+
+    bench.link.is_heard = False
+    held, naming = done(holding)
+
+    assert (held.session_id, naming.session_id, naming.confirmed) == ("known", "known", True)
+    assert "continues" in naming.reason
+    first, second = (body for body in bench.link.put_bodies if isinstance(body, Claim))
+    bench.answer(first, session_id="known", epoch=1, owned=True)
+    bench.answer(second, session_id="known", epoch=1, owned=True)
+    assert bench.held_ids() == ["known"]
+    assert (bench.sessions.current(held), held.phase) == (held, Phase.OWNED)
+
+
+def test_claim_that_is_not_answered_and_not_in_the_index_keeps_its_own_id(bench: Bench) -> None:
+    bench.link.is_heard = True
+    holding = bench.sessions.hold(Naming(session_id="drawn", confirmed=False, continues=["x"]))
+    holding.send(None)
+
+    bench.link.is_heard = False
+    held, naming = done(holding)
+
+    assert (held.session_id, naming.session_id, naming.confirmed) == ("drawn", "drawn", False)
+
+
 # -- snapshots ---------------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +432,16 @@ def test_flush_with_a_snapshot_in_flight_writes_no_second_one(bench: Bench) -> N
 
     assert bench.sessions.flush() == 0
     assert len(snapshots(bench)) == 1
+
+
+def test_flush_of_more_than_its_bound_writes_the_others_next_time(bench: Bench) -> None:
+    for name in "abcde":
+        bench.owned(Naming(session_id=name, confirmed=False), rows=ledger(1))
+
+    written = [bench.sessions.flush(2) for _ in range(4)]
+
+    assert written == [2, 2, 1, 0]
+    assert [write.session_id for write in snapshots(bench)] == list("abcde")
 
 
 def test_snapshot_acknowledged_cleans_its_generation(bench: Bench) -> None:
@@ -467,6 +507,18 @@ def test_eviction_never_drops_a_dirty_session() -> None:
     bench.owned(Naming(session_id="c", confirmed=False))
 
     assert bench.sessions.counts() == {"held": 3, "dirty": 2}
+
+
+def test_eviction_lets_a_dirty_session_go_that_was_lost() -> None:
+    """Its state is its new owner's to write; kept here it would be kept for ever."""
+    bench = Bench(limit=2)
+    held = [bench.owned(Naming(session_id=name, confirmed=False), rows=ledger(1)) for name in ("a", "b")]
+    assert all(each.is_dirty for each in held)
+    bench.sessions.lost(Lost(session_id="b", epoch=2))
+
+    bench.owned(Naming(session_id="c", confirmed=False))
+
+    assert bench.held_ids() == ["a", "c"]
 
 
 @pytest.mark.parametrize("kept_by", ["a turn in flight", "a row without a position", "a claim"])

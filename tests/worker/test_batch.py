@@ -218,6 +218,48 @@ def test_book_brings_what_others_settled_but_not_its_own_row(tables: MemoryTable
     assert [row.event_id for row in reply.rows] == ["event-0001"]
 
 
+@pytest.mark.parametrize("others", [0, 300])
+def test_book_of_a_backlog_in_one_batch_tells_each_row_once(tables: MemoryTables, others: int) -> None:
+    """All of it was written before anything was heard: each write says that its sender has seen nothing."""
+    backlog = 500
+    for number in range(others):
+        book(tables, event(9_000 + number), boot="d2", seen=number)
+    writes = [Write("d1", n, Booking(naming=S, row=event(n), epoch=0, seen=0)) for n in range(backlog)]
+
+    for _sent in ("first", "again"):
+        outcome = batch.apply(tables, writes, live=frozenset(), now=NOON)
+        replies = [reply for _, reply in outcome.replies]
+        told_positions = [row.position for reply in replies for row in reply.rows]
+        assert len(told_positions) == len(set(told_positions)) <= backlog + others
+        placed = {reply.position for reply in replies} | set(told_positions)
+        assert placed == set(range(1, backlog + others + 1))
+
+
+def test_book_of_two_senders_in_one_batch_tells_each_what_the_other_settled(tables: MemoryTables) -> None:
+    writes = [Write(boot, 1, Booking(naming=S, row=event(n), epoch=0, seen=0)) for n, boot in enumerate(("d1", "d2"))]
+
+    (_, first), (_, second) = batch.apply(tables, writes, live=frozenset(), now=NOON).replies
+
+    assert [row.position for row in first.rows] == []
+    assert [row.position for row in second.rows] == [1]
+
+
+def test_book_of_an_older_turns_end_after_a_newer_turn_leaves_the_session_as_the_newer_said(
+    tables: MemoryTables,
+) -> None:
+    older = replace(OPEN, model="old", message_count=3)
+    newer = event(2, model="new", message_count=5, started_at=NOON + 60_000)
+    book(tables, older)
+    book(tables, replace(newer, ended_at=0, status="interrupted", usage=None, cost_nanousd=None))
+    book(tables, newer)
+
+    book(tables, replace(SETTLED, model="old", message_count=3))
+
+    session = tables.sessions["s"]
+    assert (session.model, session.message_count, session.last_seen_at) == ("new", 5, NOON + 60_000)
+    assert (session.first_seen_at, session.last_position) == (NOON, 2)
+
+
 def test_book_of_a_position_the_sender_made_up_ignores_it(tables: MemoryTables) -> None:
     book(tables, replace(OPEN, position=7))
 
@@ -289,6 +331,33 @@ def test_resolve_of_an_alias_finds_its_session(tables: MemoryTables) -> None:
 
     assert book(tables, event(2), named("drawn")).session_id == "s"
     assert "drawn" not in tables.sessions
+
+
+def test_book_of_an_answer_that_another_session_holds_makes_both_nobodys(tables: MemoryTables) -> None:
+    """Each daemon knows of one holder, and would take what continues the other's conversation for its own."""
+    claim(tables, boot="d1")
+    claim(tables, named("t"), boot="d2")
+    book(tables, event(1), named("s", keys=keys(("answer", "a1")), chain_length=2), boot="d1", epoch=1)
+
+    body = Booking(
+        naming=named("t", keys=keys(("answer", "a1")), chain_length=2), row=event(2, session_id="t"), epoch=1, seen=0
+    )
+    outcome = do(tables, body, boot="d2")
+
+    assert sorted(outcome.lost) == [("d1", Lost(session_id="s", epoch=2)), ("d2", Lost(session_id="t", epoch=2))]
+    assert [(tables.sessions[name].owner, tables.sessions[name].epoch) for name in "st"] == [("", 2), ("", 2)]
+    assert (told(outcome).owned, told(outcome).position) == (False, 1)
+    assert not keep(tables, 1, epoch=1).owned
+
+
+def test_book_of_an_answer_that_nobodys_sessions_hold_tells_nobody_again(tables: MemoryTables) -> None:
+    for number, session_id in enumerate(("s", "t")):
+        claim(tables, named(session_id))
+        book(tables, event(number), named(session_id, keys=keys(("answer", "a1")), chain_length=2), epoch=1)
+
+    again = Booking(naming=named("t", keys=keys(("answer", "a1")), chain_length=2), row=event(3), epoch=1, seen=0)
+
+    assert do(tables, again).lost == []
 
 
 def test_resolve_of_a_value_two_sessions_hold_makes_a_third(tables: MemoryTables) -> None:

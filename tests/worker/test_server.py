@@ -6,7 +6,8 @@ import json
 import logging
 import resource
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from daemon.state import EMPTY, decode, encode, fold
 from tests.worker.peer import Peer, ThreadedWorker, WorkerProcess, short_directory, wait_until
 from tests.worker.writing import booking, claim, naming, row, snapshot, snapshot_write
 from worker import protocol
+from worker import server as server_module
+from worker.batch import Write
 from worker.protocol import PROTOCOL, Booking, Claim, Command, Key, Naming, Row, Snapshot, SnapshotWrite, Usage
 from worker.runtime import EXIT_CONFIGURATION, EXIT_OK, EXIT_UNAVAILABLE
+from worker.server import QUERIES_MAX
 from worker.store import Reader, StoreBusy
 
 
@@ -139,6 +144,21 @@ def test_query_of_damaged_row_is_answered_with_nothing_again_and_again(worker: T
         other.close()
         for sequence in range(40):
             assert bytes(peer.query(sequence, what="session", session_id="session-1").body) == b"null"
+
+
+def test_query_that_fails_unexpectedly_gives_its_place_back(
+    worker: ThreadedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def account_of(*_: Any) -> Any:
+        raise ArithmeticError("nobody thought of this")
+
+    with Peer(worker.address) as peer:
+        peer.write(Command.END, booking(), 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module, "account_of", account_of)
+            for sequence in range(QUERIES_MAX + 1):
+                assert not peer.query(sequence, what="session", session_id="session-1").answered
+        assert peer.query(what="session", session_id="session-1").answered
 
 
 # -- size ----------------------------------------------------------------------------------------------------------
@@ -312,6 +332,57 @@ def test_write_that_can_not_be_stored_is_refused_alone_and_the_rest_of_its_batch
     wanted = {f"event-s-{n}-{n:06d}" for n in (*range(10, 20), *range(21, 30))}
     assert wanted <= stored_events(directory)
     assert "event-full-000020" not in stored_events(directory)
+
+
+# What a hand or a disk may leave in a session's row, and what the daemon then finds damaged.
+DAMAGED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "generation below zero": ("generation = -1", ()),
+    "generation beyond any": ("generation = 9223372036854775807", ()),
+    "cap beyond any": ("dynamic_context_cap = 9223372036854775807", ("gradient",)),
+    "position beyond any": ("snapshot_position = 4611686018427387904", ("gradient", "warming")),
+    "position below zero": ("snapshot_position = -5", ("gradient", "warming")),
+    "text that is not UTF-8": ("warmup_state = CAST(x'7bfffe7d' AS TEXT)", ("warming",)),
+    "text of 100 KB": ("warmup_state = printf('%.*c', 102400, 'x')", ("warming",)),
+    "TTL that is not UTF-8": ("resolved_conversation_ttl = CAST(x'ff' AS TEXT)", ("warming",)),
+}
+
+
+@pytest.mark.parametrize(("damage", "groups"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_claim_of_a_damaged_row_is_acknowledged_with_its_whole_batch_and_judged_by_the_daemon(
+    worker: ThreadedWorker, directory: Path, monkeypatch: pytest.MonkeyPatch, damage: str, groups: tuple[str, ...]
+) -> None:
+    with Peer(worker.address) as peer:
+        peer.write(Command.CLAIM, claim(), 1)
+        settled = peer.write(Command.END, booking(1), 2)
+        state = fold(EMPTY, [row(1, position=settled.position)])
+        peer.write(Command.SNAPSHOT, SnapshotWrite(session_id="session-1", epoch=1, snapshot=encode(state, 5)), 3)
+        other = apsw.Connection(str(directory / "perdure.db"))
+        other.execute(f"UPDATE session_state SET {damage}")
+        other.close()
+        commit_only_batches_of(worker, monkeypatch, writes=4)
+        peer.send(Command.END, booking(1, "before"), 10)
+        peer.send(Command.CLAIM, claim(), 11)
+        peer.send(Command.END, booking(2, "after"), 12)
+        peer.send(Command.CLAIM, claim("another"), 13)
+        reply = peer.replies({10, 11, 12, 13})[11]
+        assert isinstance(json.loads(bytes(peer.query(what="sessions").body)), list)
+    assert reply.owned and reply.snapshot is not None
+    restored = decode(reply.snapshot)
+    assert tuple(warning.split()[0] for warning in restored.warnings) == groups
+    if not groups:
+        assert (restored.gradient, restored.warming) == (state.gradient, state.warming)
+
+
+def commit_only_batches_of(worker: ThreadedWorker, monkeypatch: pytest.MonkeyPatch, *, writes: int) -> None:
+    """Let the store be busy until so many writes are together."""
+    real = worker.store.commit
+
+    def commit(batch: Sequence[Write], **named: Any) -> Any:
+        if len(batch) < writes:
+            raise StoreBusy("not enough of them yet")
+        return real(batch, **named)
+
+    monkeypatch.setattr(worker.store, "commit", commit)
 
 
 TEXT = st.text(max_size=12) | st.sampled_from(["", "\x00", "a" * 512, "\U0010ffff" * 40, SQL, "session-1"])
@@ -514,6 +585,30 @@ def test_process_told_to_stop_commits_what_arrived_and_exits_clean(directory: Pa
         assert status == EXIT_OK and "Traceback" not in said
     assert not (directory / "perdure.db-wal").exists()
     assert len(stored_events(directory)) == 50
+
+
+def test_process_told_to_stop_again_while_it_closes_exits_clean(directory: Path) -> None:
+    """A read transaction keeps the log from being emptied, so that the second signal finds the store closing."""
+    with WorkerProcess(directory) as worker:
+        with Peer(worker.address) as peer:
+            peer.write(Command.END, booking(1), 1)
+            reading = apsw.Connection(str(directory / "perdure.db"))
+            list(reading.execute("BEGIN; SELECT count(*) FROM ledger"))
+            peer.write(Command.END, booking(2), 2)
+        worker.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_listened_to(directory / "run" / "worker.sock"), "the worker closes")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.poll() is None, "it must still have been closing"
+        reading.close()
+        status, said = worker.end()
+    assert status == EXIT_OK, said
+    assert "internal error" not in said and "Traceback" not in said
+    assert len(stored_events(directory)) == 2
+
+
+def is_listened_to(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(address)) == 0
 
 
 def test_process_second_on_the_directory_is_refused_with_the_pid_of_the_first(directory: Path) -> None:

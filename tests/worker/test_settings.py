@@ -63,6 +63,11 @@ BAD_FILES = {
     "provider in perdure's place": ('[providers]\napi = "https://x.example"', "providers.api: a provider is"),
     "provider by number": ("[providers]\nx = 3", "providers.x: a provider is"),
     "provider's address": ('[providers]\nx = "ftp://x"', "is not http"),
+    "provider that has a setting": (
+        '[providers]\nanthropic = "https://x.example"',
+        "setting of its own, anthropic_url",
+    ),
+    "other provider that has one": ('[providers]\nopenai = "https://x.example"', "setting of its own, openai_url"),
 }
 
 
@@ -89,6 +94,14 @@ BAD_VARIABLES = {
     "worker over tcp": ({"PERDURE_WORKER_URL": "tcp://127.0.0.1:1"}, "CURVE"),
     "worker somewhere": ({"PERDURE_WORKER_URL": "/tmp/w.sock"}, "ipc://PATH"),
     "worker nowhere": ({"PERDURE_WORKER_URL": "ipc://"}, "absolute path"),
+    "worker at the root": ({"PERDURE_WORKER_URL": "ipc:///"}, "names no socket"),
+    "worker at its own lock": ({"PERDURE_WORKER_URL": "ipc:///run/worker.lock"}, "names no socket"),
+    "certificates that are not there": ({"PERDURE_CA_FILE": "/not/there.pem"}, "/not/there.pem: No such file"),
+    "certificates in a directory": ({"PERDURE_CA_FILE": "/tmp"}, "/tmp: Is a directory"),
+    "certificates that are none": (
+        {"PERDURE_CA_FILE": str(Path(__file__).with_name("writing.py"))},
+        "no certificates in PEM form",
+    ),
     "socket's path too long": ({"PERDURE_RUNTIME_DIR": "/" + "r" * 120}, "PERDURE_RUNTIME_DIR to a shorter"),
     "file that is not there": ({"PERDURE_CONFIG": "/not/there.toml"}, "/not/there.toml: No such file"),
     "file that is a directory": ({"PERDURE_CONFIG": "/tmp"}, "/tmp: Is a directory"),
@@ -100,6 +113,41 @@ BAD_VARIABLES = {
 def test_variable_that_is_wrong_is_refused_with_a_remedy(environ: dict[str, str], message: str) -> None:
     with pytest.raises(BadSettings, match=message):
         load({}, environ)
+
+
+@pytest.mark.parametrize("user", ["agent:sk-ant-secret", ":sk-ant-secret", "sk-ant-secret"])
+@pytest.mark.parametrize("setting", ["anthropic_url", "openai_url", "[providers]\nother"])
+def test_credentials_in_a_provider_address_are_refused_and_not_quoted(tmp_path: Path, setting: str, user: str) -> None:
+    with pytest.raises(BadSettings, match="no credentials") as caught:
+        from_file(tmp_path, f'{setting} = "https://{user}@api.example/v1"')
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["två", "a b", "a\tb", "a\nb", "a\x00b"])
+def test_token_that_no_header_carries_is_refused_and_not_quoted(token: str) -> None:
+    with pytest.raises(BadSettings, match="PERDURE_TOKEN: only ASCII") as caught:
+        load({}, {"PERDURE_TOKEN": token})
+    assert token not in str(caught.value)
+
+
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUdsJhCYs0LruosADSxZjOmGvGx6QwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjIxNzQ5MTZaGA8yMTI2MTAyOTE3NDkx
+NlowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFq0
+032yVv6CIQEe+nDe8OJ8mV829S41LUdyk7v00TTE0MckkVihoO4n+5G171xeCs5K
+jHlz7XvgwHoWXck7WGKjUzBRMB0GA1UdDgQWBBQ8YwpqJzM2fgXB6rbiZ3Ibkt/T
+dDAfBgNVHSMEGDAWgBQ8YwpqJzM2fgXB6rbiZ3Ibkt/TdDAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIEwQioo/2nqvduxmR7akbEd28olyiXMbk6gq
+PB/5SxeRAiEA4gorlP1fwRUZNkV9vU+vASE+RAqgxfc4+nmxicQLm2o=
+-----END CERTIFICATE-----
+"""
+
+
+def test_certificates_in_pem_form_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text(CERTIFICATE)
+    assert load({}, {"PERDURE_CA_FILE": str(path)}).ca_file == str(path)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1"])

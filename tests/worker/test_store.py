@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import secrets
 import shutil
@@ -185,6 +186,52 @@ def test_store_damage_found_while_running_leaves_the_file_as_it_is(path: Path) -
     assert path.read_bytes() == before
     with pytest.raises(StoreRefused, match="damaged"):
         Store(path)
+
+
+TAMPERING = {
+    "a table dropped": ("DROP TABLE session_alias", "without session_alias"),
+    "the facts' own table dropped": ("DROP TABLE meta", "without meta"),
+    "an index dropped": ("DROP INDEX ledger_by_session", "without ledger_by_session"),
+    "all facts gone": ("DELETE FROM meta", "incarnation is missing"),
+    "a key that is no number": ("UPDATE meta SET value = 'my key' WHERE name = 'hash_key'", "hash_key is missing or"),
+    "a version it has outgrown": ("PRAGMA user_version = 1", "duplicate column"),
+}
+
+
+@pytest.mark.parametrize(("sql", "message"), TAMPERING.values(), ids=TAMPERING.keys())
+def test_store_tampered_with_by_hand_refused_untouched_with_one_line(path: Path, sql: str, message: str) -> None:
+    """SQLite finds nothing wrong with such a file: it is a sound database, only not the one that was made."""
+    fill(path)
+    other = raw(path)
+    list(other.execute(sql))
+    other.close()
+    before = images(path)
+    with pytest.raises(StoreRefused, match=message) as caught:
+        Store(path)
+    assert len(str(caught.value).splitlines()) == 1
+    # A connection that was forgotten open moves its log into the file when it goes.
+    del caught
+    gc.collect()
+    assert images(path) == before
+
+
+def test_store_whose_place_a_directory_takes_refused_with_one_line(path: Path) -> None:
+    (path / "kept").mkdir(parents=True)
+    with pytest.raises(StoreRefused, match="not a file; move it away") as caught:
+        Store(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert [found.name for found in path.iterdir()] == ["kept"]
+
+
+def test_commit_after_a_table_was_dropped_by_hand_is_refused_and_the_rest_stays(store: Store, path: Path) -> None:
+    commit(store, write(booking(1)))
+    other = raw(path)
+    other.execute("DROP TABLE session_total")
+    other.close()
+    with pytest.raises(StoreRefused, match=r"damaged.*session_total"):
+        commit(store, write(booking(2)))
+    store.abandon()
+    assert [event for (event,) in raw(path).execute("SELECT event_id FROM ledger")] == ["event-session-1-000001"]
 
 
 def test_store_clean_stop_skips_the_check(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
