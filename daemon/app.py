@@ -162,8 +162,6 @@ class Daemon:
         if await self._link.emptied(deadline):
             await self._flush()
             await self._link.emptied(deadline)
-        if len(self._outbox):
-            self._log.error("ending with %d writes that no worker has acknowledged", len(self._outbox))
         for task in background:
             task.remove_done_callback(self._on_background_end)
             task.cancel()

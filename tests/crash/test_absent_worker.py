@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from daemon.app import FLUSH_SECONDS
 from tests.clients import RawAnswer
 from tests.crash.checker import answers_by_mark, check_totals, settled_findings
 from tests.crash.conversation import Attempt, Conversation
 from tests.crash.crowd import NAMED, Crowd
-from tests.processes import Gateway, eventually
+from tests.processes import DEADLINE_SECONDS, Gateway, eventually
 from tests.provider import ScriptedProvider
+from tests.system.turns import sum_of_rows
 from worker.protocol import Protocol
+from worker.runtime import EXIT_UNAVAILABLE
 
 SEED = 9
 PACE_SECONDS = 0.02
@@ -90,6 +93,79 @@ def test_outbox_full_turns_are_refused_in_the_providers_shape_until_the_worker_i
         found.add(check_totals(gateway))
         assert found.are_good, str(found)
         assert len(gateway.rows()) == sum(attempt.status == 200 for attempt in attempts)
+
+
+def test_unnamed_conversation_begun_before_any_worker_is_one_session_from_then_on() -> None:
+    with ScriptedProvider() as provider, Gateway(provider, tick_seconds=0.2) as gateway:
+        gateway.start_daemon()
+        gateway.wait_status("degraded")
+        talks = [Conversation(protocol) for protocol in PROTOCOLS]
+        attempts: list[Attempt] = []
+        _say_to_all(gateway, talks, attempts, 3)
+        assert not gateway.database.exists()
+        gateway.start_worker()
+        gateway.wait_ready()
+        _say_to_all(gateway, talks, attempts, 3)
+        _assert_one_session_each(provider, gateway, talks, attempts)
+
+
+def test_unnamed_conversation_on_a_restarted_daemon_whose_worker_hangs_keeps_its_session() -> None:
+    with ScriptedProvider() as provider, Gateway(provider, tick_seconds=0.2) as gateway:
+        gateway.start()
+        talks = [Conversation(protocol) for protocol in PROTOCOLS]
+        attempts: list[Attempt] = []
+        _say_to_all(gateway, talks, attempts, 2)
+        gateway.kill("daemon")
+        # Ready: the new daemon knows the newest keys, but holds none of the sessions.
+        gateway.start()
+        for talk in talks:
+            gateway.pause("worker")
+            # The first of these turns finds out that the worker is silent, the second knows.
+            _say_to_all(gateway, [talk], attempts, 2)
+            gateway.resume("worker")
+            gateway.wait_ready()
+        _say_to_all(gateway, talks, attempts, 1)
+        _assert_one_session_each(provider, gateway, talks, attempts)
+
+
+def test_daemon_told_to_stop_with_writes_that_no_worker_took_says_how_many_and_exits_75() -> None:
+    with ScriptedProvider() as provider, Gateway(provider, tick_seconds=3_600) as gateway:
+        gateway.start()
+        talk = Conversation("messages", "left")
+        _say_to_all(gateway, [talk], [], 1)
+        gateway.kill("worker")
+        _say_to_all(gateway, [talk], [], 2)
+        assert gateway.stop("daemon", FLUSH_SECONDS + DEADLINE_SECONDS) == EXIT_UNAVAILABLE
+        (line,) = (line for line in gateway.log("daemon").splitlines() if line.startswith("perdure daemon: "))
+        # The begin and the end of both turns.
+        assert line.startswith("perdure daemon: 4 writes were not stored")
+        assert len(gateway.rows()) == 1
+
+
+def _say_to_all(gateway: Gateway, talks: list[Conversation], attempts: list[Attempt], turns: int) -> None:
+    """So many turns of each conversation in turn, all answered to their end."""
+    for _ in range(turns):
+        for talk in talks:
+            attempts.append(Attempt(len(attempts), talk, f"question {len(attempts)}"))
+            with gateway.client() as client:
+                answer = talk.exchange(client, attempts[-1], stream=len(attempts) % 2 == 0)
+            assert (answer.status, answer.complete) == (200, True)
+
+
+def _assert_one_session_each(
+    provider: ScriptedProvider, gateway: Gateway, talks: list[Conversation], attempts: list[Attempt]
+) -> None:
+    """Its clients were told one id for each conversation, and by that id it is stored, whole."""
+    told = {talk.protocol: {attempt.session for attempt in attempts if attempt.conversation is talk} for talk in talks}
+    assert all(len(sessions) == 1 for sessions in told.values()), told
+    # No alias is looked up: the id that was told is the one that is stored.
+    found = settled_findings(gateway, attempts, answers_by_mark(provider.answers))
+    found.add(check_totals(gateway))
+    assert found.are_good, str(found)
+    assert {shown["session_id"] for shown in gateway.sessions()} == set().union(*told.values())
+    assert gateway.query("SELECT count(*) FROM session_state") == [(len(talks),)]
+    assert sum_of_rows(gateway.rows()) == provider.usage_total()
+    assert len(gateway.rows()) == len(attempts)
 
 
 def _assert_refused(protocol: Protocol, answer: RawAnswer) -> None:

@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import openai
 import pytest
 
 from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk
+from tests.crash.conversation import Attempt, Conversation
 from tests.processes import HOST, Gateway, eventually
 from tests.provider import Answered, Canned, ScriptedProvider
 from tests.provider.wire import HEAD_BYTES_MAX
@@ -31,6 +33,8 @@ pytestmark = pytest.mark.system
 BODY_BYTES: Final = 256 * 1024
 """PERDURE_BODY_BYTES of these tests."""
 MEGABYTE: Final = 1024 * 1024
+LARGE_BYTES: Final = 4 * MEGABYTE
+LARGE_MESSAGES: Final = 100_000
 BIG_MEGABYTES: Final = 200
 BIG_ANSWER_BYTES: Final = BIG_MEGABYTES * MEGABYTE
 GROWTH_BYTES_MAX: Final = 60 * 1024 * 1024
@@ -55,6 +59,14 @@ def provider() -> Iterator[ScriptedProvider]:
 @pytest.fixture(scope="module")
 def gateway(provider: ScriptedProvider) -> Iterator[Gateway]:
     with Gateway(provider, body_bytes=BODY_BYTES) as running:
+        running.start()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def roomy(provider: ScriptedProvider) -> Iterator[Gateway]:
+    """A gateway that takes bodies of the size it does by itself."""
+    with Gateway(provider) as running:
         running.start()
         yield running
 
@@ -179,7 +191,7 @@ def test_cut_stream_looks_cut_to_the_client_and_keeps_what_came_before(
 def test_cut_document_looks_cut_to_the_client(gateway: Gateway, wire: Protocol, session: str) -> None:
     with gateway.client() as client:
         answer = take_turn(client, wire, "cut-after:30", session=session)
-    assert answer.status == 200 and not answer.complete and len(answer.body) <= 30
+    assert answer.status == 200 and not answer.complete and len(answer.body) == 30
     assert fate(settled_row(gateway, session)) == ("interrupted", 200)
 
 
@@ -429,6 +441,75 @@ def test_object_of_wrong_types_reaches_the_provider_and_is_booked(
 
 
 @every_wire
+@streamed_or_not
+def test_text_cut_within_an_emoji_is_part_of_a_conversation_like_any_other(
+    gateway: Gateway, provider: ScriptedProvider, wire: Protocol, stream: bool
+) -> None:
+    body = body_of(wire, "the first half only: \ud83d", stream=stream)
+    assert b"\\ud83d" in body
+    with gateway.client() as client:
+        answer = client.ask("POST", PATHS[wire], headers_of(wire), body)
+    assert (answer.status, answer.complete) == (200, True)
+    assert provider.requests[-1].body == body
+    assert_booked(gateway, answer.header("x-perdure-session"), [provider.answers[-1].usage])
+    talk = Conversation(wire)
+    said = [say_unnamed(gateway, talk, f"{text} {stream}", stream) for text in ("again: \ud83d", "on", "\ude00 and on")]
+    assert len(set(said)) == 1 and said[0] != answer.header("x-perdure-session")
+    assert_booked(gateway, said[0], [answered.usage for answered in provider.answers[-3:]])
+
+
+@every_wire
+def test_large_body_without_an_id_is_a_turn_like_any_other(
+    roomy: Gateway, provider: ScriptedProvider, wire: Protocol
+) -> None:
+    large = "x" * LARGE_BYTES
+    body = body_of(wire, large, stream=True)
+    with roomy.client() as client:
+        answer = client.ask("POST", PATHS[wire], headers_of(wire), body)
+    assert (answer.status, answer.complete) == (200, True)
+    assert provider.requests[-1].body == body
+    assert_booked(roomy, answer.header("x-perdure-session"), [provider.answers[-1].usage])
+    talk = Conversation(wire)
+    said = [say_unnamed(roomy, talk, text, stream) for text, stream in ((f"once more {large}", False), ("on", True))]
+    assert len(provider.requests[-1].body) > LARGE_BYTES and len(set(said)) == 1
+    assert_booked(roomy, said[0], [answered.usage for answered in provider.answers[-2:]])
+
+
+def test_large_body_is_read_while_others_are_answered(roomy: Gateway, provider: ScriptedProvider) -> None:
+    history = [{"role": ("user", "assistant")[n % 2], "content": f"message {n}"} for n in range(LARGE_MESSAGES)]
+    body = body_of("chat", "", messages=history)
+    assert len(body) > LARGE_BYTES
+    arrived = len(provider.requests)
+    waits = []
+    with sending(provider, Canned(body=b"{}")), roomy.client() as large, roomy.client() as other:
+        large.send("POST", PATHS["chat"], headers_of("chat"), body)
+        while len(provider.requests) == arrived:
+            asked = time.monotonic()
+            assert other.ask("GET", "/healthz").status == 200
+            waits.append(time.monotonic() - asked)
+        assert large.read().header("x-perdure-session")
+    # Read in the loop, nearly all of that time would be one wait of the other one.
+    assert max(waits) < sum(waits) / 2, f"of {sum(waits):.3f} s one answer took {max(waits):.3f} s"
+
+
+def say_unnamed(gateway: Gateway, talk: Conversation, text: str, stream: bool) -> str:
+    """The session of a turn, answered to its end, of a conversation that names none."""
+    with gateway.client() as client:
+        answer = talk.exchange(client, Attempt(talk.turns, talk, text), stream=stream)
+    assert (answer.status, answer.complete) == (200, True)
+    return answer.header("x-perdure-session")
+
+
+def assert_booked(gateway: Gateway, session_id: str, usages: list[Usage | None]) -> None:
+    """The ledger of a session is these turns, complete."""
+
+    def found() -> list[tuple[Status, Usage | None]]:
+        return [(row.status, row.usage) for row in gateway.rows() if row.session_id == session_id]
+
+    eventually(lambda: found() == [("complete", usage) for usage in usages], what=lambda: f"{usages}, not {found()}")
+
+
+@every_wire
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/JSON;x"])
 def test_content_type_of_a_turn_is_the_providers_business(
     gateway: Gateway, provider: ScriptedProvider, wire: Protocol, content_type: str, session: str
@@ -511,15 +592,32 @@ def test_head_of_the_root_is_answered_here(gateway: Gateway, provider: ScriptedP
 
 # -- the token
 
+GUARDED_TARGETS: Final = (
+    "/",
+    "/metrics",
+    "/api/sessions",
+    "/api/sessions/someone",
+    "/api/sessions?/healthz",
+    "/ui",
+    "/v1/models",
+    "/v1/messages",
+    "/openai/v1/responses",
+    "/unknown",
+    # Not the two that are open, however they may look.
+    "/healthz/",
+    "/readyzz",
+    "/v1/healthz",
+    "/readyz/../api/sessions",
+    "/%68ealthz",
+    "//healthz",
+)
+
 
 @pytest.fixture(scope="module")
 def guarded(provider: ScriptedProvider) -> Iterator[Gateway]:
-    """A gateway that asks for a token, also on its own paths."""
+    """A gateway that asks for a token."""
     with Gateway(provider, token=TOKEN) as running:
-        running.start_worker()
-        running.start_daemon()
-        with running.client() as client:
-            eventually(lambda: client.ask("GET", "/readyz", [TOKEN_HEADER]).json().get("status") == "ready")
+        running.start()
         yield running
 
 
@@ -552,4 +650,22 @@ def test_token_is_accepted_and_not_passed_on(
         assert "x-perdure-token" not in {given.lower() for given, _ in request.headers}
 
 
-TOKEN_HEADER: Final = ("x-perdure-token", TOKEN)
+@pytest.mark.parametrize("token", [None, "wrong", TOKEN])
+def test_health_is_told_to_everybody_whether_or_not_they_have_the_token(guarded: Gateway, token: str | None) -> None:
+    headers = [] if token is None else [("x-perdure-token", token)]
+    with guarded.client() as client:
+        assert client.ask("GET", "/healthz", headers).json()["status"] == "alive"
+        assert client.ask("GET", "/readyz?verbose", headers).json()["status"] == "ready"
+        assert client.ask("HEAD", "/readyz", headers).status == 200
+
+
+@pytest.mark.parametrize("target", GUARDED_TARGETS)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE", "OPTIONS"])
+def test_everything_but_health_is_closed_without_the_token(
+    guarded: Gateway, provider: ScriptedProvider, method: str, target: str
+) -> None:
+    arrived = len(provider.requests)
+    with guarded.client() as client:
+        answer = client.ask(method, target, headers_of("messages"))
+        assert answer.status == 401 and TOKEN not in answer.body.decode()
+    assert len(provider.requests) == arrived

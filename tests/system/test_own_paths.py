@@ -306,15 +306,12 @@ def test_no_secret_and_no_text_is_found_at_rest_or_on_any_path() -> None:
         ScriptedProvider(seed=29) as provider,
         Gateway(provider, token=GATE_TOKEN, log_level="debug", tick_seconds=0.1, body_bytes=100_000) as gateway,
     ):
-        gateway.start_worker()
-        gateway.start_daemon()
-        wait_ready_with_token(gateway)
+        gateway.start()
         say_everything(gateway, provider)
         gateway.kill("worker")
         with gateway.client() as client:
             take_turn(client, "chat", f"{SAID} without a worker", session="no-worker", headers=[TOKEN_HEADER])
-        gateway.start_worker()
-        wait_ready_with_token(gateway)
+        gateway.start()
         shown = everything_shown(gateway)
         eventually(lambda: b"SQLite" in files_of(gateway)["perdure.db"])
         running = files_of(gateway)
@@ -345,11 +342,6 @@ def forms_of(text: str) -> list[bytes]:
     # The alignment of base64 varies, its inner part does not.
     inner = base64.b64encode(data)[:-4]
     return [data, data.hex().encode(), *([inner] if len(inner) > 11 else []), *(each[:16].encode() for each in digests)]
-
-
-def wait_ready_with_token(gateway: Gateway) -> None:
-    with gateway.client() as client:
-        eventually(lambda: client.ask("GET", "/readyz", [TOKEN_HEADER]).json()["status"] == "ready")
 
 
 def files_of(gateway: Gateway) -> dict[str, bytes]:

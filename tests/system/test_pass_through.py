@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from tests.clients import API_KEY, ChatTalk, RawAnswer, RawClient
-from tests.processes import Gateway, free_ports
+from tests.processes import Gateway, eventually, free_ports
 from tests.provider import Arrived, Canned, ScriptedProvider
 from tests.system.turns import MODELS, PATHS, WIRES, body_of, headers_of, send_turn, take_turn
 from worker.protocol import Protocol
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.system
 BODY_BYTES: Final = 64 * 1024
 """PERDURE_BODY_BYTES of these tests: of no concern to what is no turn."""
 UPLOAD_BYTES: Final = 20 * BODY_BYTES
+CUT_SIZES: Final = (1, 30, 5_000, 300_000)
+"""Bytes of an answer that come before it is cut: in one piece, and in several."""
 Headers = Sequence[tuple[str, str]]
 
 ODD_HEADERS: Final[Headers] = (
@@ -197,6 +199,19 @@ def test_answer_reaches_the_client_byte_for_byte(
     assert _comparable(answer.headers) == [*_comparable(direct.headers), *mark]
 
 
+@every_wire
+@pytest.mark.parametrize("status", [200, 429])
+def test_session_header_of_a_provider_that_is_a_perdure_itself_is_replaced(
+    gateway: Gateway, provider: ScriptedProvider, wire: Protocol, status: int
+) -> None:
+    theirs = [("X-Perdure-Session", "theirs"), ("x-between", "kept"), ("x-perdure-session", "theirs-too")]
+    with sending(provider, Canned(status=status, headers=theirs, body=b"{}")), gateway.client() as client:
+        answer = take_turn(client, wire, "hello")
+    marks = [value for name, value in answer.headers if name.lower() == "x-perdure-session"]
+    assert len(marks) == 1 and answer.header("x-between") == "kept"
+    eventually(lambda: marks[0] in {row.session_id for row in gateway.rows()[-1:]}, what=f"{marks[0]} is ours")
+
+
 def ask_direct(provider: ScriptedProvider, path: str, wire: Protocol) -> RawAnswer:
     """The same request without a gateway between."""
     with RawClient("127.0.0.1", provider.port) as client:
@@ -236,6 +251,21 @@ def test_stream_through_the_gateway_is_the_stream_of_the_provider(gateway: Gatew
             with through.client() as client:
                 passed = take_turn(client, wire, text, stream=True)
     assert passed.complete and passed.body == direct.body
+
+
+@every_wire
+def test_document_that_is_cut_reaches_the_client_to_its_last_byte(wire: Protocol) -> None:
+    """Nothing is held back that no end will follow."""
+    with ScriptedProvider(seed=23) as one, ScriptedProvider(seed=23) as other, Gateway(other) as through:
+        through.start()
+        for size in CUT_SIZES:
+            text = f"big:{2 * CUT_SIZES[-1]} cut-after:{size}"
+            with RawClient("127.0.0.1", one.port) as client:
+                direct = take_turn(client, wire, text)
+            with through.client() as client:
+                passed = take_turn(client, wire, text)
+            assert not passed.complete and len(passed.body) == len(direct.body) == size
+            assert passed.body == direct.body
 
 
 # -- routes

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,6 +31,7 @@ from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider
 from worker.protocol import Usage
+from worker.store import Store
 
 pytestmark = pytest.mark.system
 
@@ -197,6 +199,24 @@ def test_up_processes_killed_over_and_over_are_back_and_the_conversation_goes_on
         assert shown[session]["turns"] == len(provider.requests) == 4
 
 
+def test_up_process_told_to_stop_alone_is_back_and_the_conversation_goes_on(provider: ScriptedProvider) -> None:
+    with Up(provider) as perdure, AnthropicTalk(perdure.url, "claude-session", max_retries=4) as talk:
+        perdure.wait_status("ready")
+        session = talk.say("turn 1").session
+        for number, program in enumerate(("worker", "daemon", "worker", "daemon"), start=2):
+            (told,) = perdure.pids(program)
+            os.kill(told, signal.SIGTERM)
+            perdure.wait_successor(program, told, deadline_seconds=BACK_SECONDS + IDLE_DRAIN_SECONDS)
+            perdure.wait_status("ready")
+            assert talk.say(f"turn {number}", stream=number % 2 == 0).session == session
+
+        shown = perdure.sessions()
+        assert {name: _totals(each) for name, each in shown.items()} == {session: provider.usage_total()}
+        # Each of them ended well and by itself, and was wanted all the same.
+        log = perdure.supervisor_log()
+        assert log.count("exited: worker (exit status 0") == log.count("exited: daemon-0 (exit status 0") == 2
+
+
 @pytest.mark.slow
 def test_up_worker_that_hangs_is_restarted_and_turns_go_on_meanwhile(provider: ScriptedProvider) -> None:
     with Up(provider) as perdure, AnthropicTalk(perdure.url, "claude-session") as talk:
@@ -255,6 +275,27 @@ def test_up_worker_that_refuses_its_database_stays_down_and_turns_are_answered(p
         assert perdure.process.wait(30) == 0
 
 
+def test_up_database_without_a_table_worker_stays_down_and_turns_are_answered(provider: ScriptedProvider) -> None:
+    perdure = Up(provider)
+    Store(perdure.directory / "perdure.db").close()
+    _drop_table(perdure.directory)
+    with perdure, ChatTalk(perdure.url, "chat-session") as talk:
+        perdure.wait_status("degraded")
+        _assert_worker_stays_down(perdure, talk)
+        # It had nothing to say but that.
+        assert _worker_log(perdure).count("\n") == 1
+
+
+def test_up_table_dropped_under_a_running_worker_stays_down_and_turns_are_answered(provider: ScriptedProvider) -> None:
+    with Up(provider) as perdure, ChatTalk(perdure.url, "chat-session") as talk:
+        perdure.wait_status("ready")
+        assert talk.say("before").text
+        _drop_table(perdure.directory)
+        assert talk.say("the worker finds out").text
+        perdure.wait_status("degraded")
+        _assert_worker_stays_down(perdure, talk)
+
+
 def test_up_lock_held_by_another_worker_tries_about_once_a_second_until_it_is_free(provider: ScriptedProvider) -> None:
     with Up(provider) as perdure:
         perdure.wait_status("ready")
@@ -309,6 +350,33 @@ def test_up_twice_is_refused_with_the_remedy(provider: ScriptedProvider) -> None
 
 def test_a_daemon_has_time_to_stop_before_the_supervisor_kills_it() -> None:
     assert STOP_MARGIN_SECONDS > IDLE_DRAIN_SECONDS + FLUSH_SECONDS
+
+
+def _drop_table(directory: Path) -> None:
+    with closing(sqlite3.connect(directory / "perdure.db")) as database, database:
+        database.execute("DROP TABLE ledger")
+
+
+def _assert_worker_stays_down(perdure: Up, talk: ChatTalk) -> None:
+    """It has ended with one line that says what to do, and nobody starts it again; the daemon goes on without it."""
+    eventually(lambda: not perdure.pids("worker"), what="the worker has ended")
+    assert talk.say("nobody keeps this").text
+    # A daemon's restart takes the supervisor the turns in which it would start the worker again.
+    (killed,) = perdure.pids("daemon")
+    os.kill(killed, signal.SIGKILL)
+    perdure.wait_successor("daemon", killed)
+    perdure.wait_status("degraded")
+    assert talk.say("nor this").text
+    assert not perdure.pids("worker")
+    assert perdure.supervisor_log().count("spawned: 'worker'") == 1
+    log = _worker_log(perdure)
+    assert "Traceback" not in log
+    (line,) = (line for line in log.splitlines() if line.startswith("perdure worker: "))
+    assert "damaged" in line and "ledger" in line and "backup" in line
+
+
+def _worker_log(perdure: Up) -> str:
+    return (perdure.directory / "log" / "worker.log").read_text("utf-8")
 
 
 def _seconds_to_hear(perdure: Up) -> float:
