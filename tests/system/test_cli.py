@@ -146,6 +146,13 @@ def test_status_another_program_on_the_port_says_down(nothing: dict[str, str]) -
     assert "another program" in run.stdout
 
 
+def test_daemon_on_a_taken_port_says_so_in_one_line(nothing: dict[str, str]) -> None:
+    with ScriptedProvider() as provider:
+        run = perdure("daemon", **nothing | {"PERDURE_LISTEN": f"{HOST}:{provider.port}"})
+    assert run.returncode == 75
+    assert run.stderr.startswith(f"perdure daemon: cannot listen on {HOST}:{provider.port}")
+
+
 def test_reader_newer_database_is_status_78_and_says_upgrade(nothing: dict[str, str], directory: Path) -> None:
     database = sqlite3.connect(directory / "perdure.db")
     database.execute("PRAGMA application_id = 0x50455244")

@@ -51,3 +51,20 @@ def test_beat_that_can_not_be_read_condemns_nobody(tmp_path: Path, held_lock: Pa
     (tmp_path / "worker.beat").write_text(text, "ascii")
 
     assert hung_worker(tmp_path, held_lock, time.monotonic() + SILENT_SECONDS + 1) is None
+
+
+def test_heart_on_a_full_disk_does_not_stop_the_loop_it_tells_of(tmp_path: Path) -> None:
+    (tmp_path / "worker.beat").symlink_to("/dev/full")
+
+    Heart(tmp_path).beat()
+
+
+def test_heart_beats_in_place_so_that_a_disk_that_fills_up_later_does_not_stop_it(tmp_path: Path) -> None:
+    heart = Heart(tmp_path)
+    heart.beat()
+    before = (tmp_path / "worker.beat").stat()
+
+    heart.beat()
+
+    after = (tmp_path / "worker.beat").stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
