@@ -251,15 +251,19 @@ def _continued(tables: Tables, naming: Naming, *, at: int, live: frozenset[str])
     if naming.retry:
         holders = tables.holders(["retry"], naming.retry)
         repeated = {holder.session_id for holder in holders if _is_retry(tables, holder, at=at, live=live)}
+    answered: set[str] = set()
     continued: set[str] = set()
     for value in naming.continues:
-        continued = {holder.session_id for holder in tables.holders(["answer", "request"], value)}
+        answered = {holder.session_id for holder in tables.holders(["answer"], value)}
+        continued = answered | {holder.session_id for holder in tables.holders(["request"], value)}
         if continued:
             break
-    found = continued | repeated
+    # The whole conversation, repeated, outweighs the beginning of one that never got its answer: an opening that was
+    # cut off and asked again in other words stays behind as such a beginning.
+    found = repeated if repeated and not answered else continued | repeated
     if len(found) != 1:
         return None, ""
-    reason = "continues the conversation of this session" if continued else "repeats a request of this session"
+    reason = "repeats a request of this session" if repeated else "continues the conversation of this session"
     return tables.session(found.pop()), reason
 
 

@@ -395,6 +395,16 @@ def test_resolve_of_a_repeated_request_whose_answer_was_not_read_is_its_session(
     assert claim(tables, named("drawn", retry="r", continues=["a1"])).session_id == "s"
 
 
+def test_resolve_of_a_repeated_turn_is_its_session_beside_an_opening_that_was_never_answered(
+    tables: MemoryTables,
+) -> None:
+    """The opening was cut off and asked again with another `stream`; later a turn's answer was not read."""
+    book(tables, OPEN, named("cut-off", keys=keys(("retry", "r0"), ("request", "q1")), chain_length=1))
+    book(tables, event(2), named("s", keys=keys(("retry", "r"), ("answer", "a2")), chain_length=4))
+
+    assert claim(tables, named("drawn", retry="r", continues=["a1", "q1"])).session_id == "s"
+
+
 def test_resolve_of_what_repeats_one_session_and_continues_another_is_a_new_session(tables: MemoryTables) -> None:
     book(tables, SETTLED, named("s", keys=keys(("retry", "r"), ("answer", "a2")), chain_length=4))
     book(tables, event(2), named("twin", keys=keys(("answer", "a1")), chain_length=2))
