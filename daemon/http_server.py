@@ -10,6 +10,10 @@ survive; how the body ends is decided once, in `Incoming.start`: by the length t
 HTTP/1.0, by closing the connection.  An answer that was started and not ended is cut: the connection is closed without
 the final chunk or the missing bytes, and with a reset where only the close itself would tell.
 
+What is no request is refused here: whatever leaves open where it ends, or is larger than anything that is read.  A
+client that is refused may still be sending, so the refusal is followed by an end of our side only; the connection is
+closed when the client has read it, or after a while.
+
 Shutdown is `HttpServer.drain`: stop accepting; let idle connections live for a moment, since a request may be on its
 way on them, and answer with `Connection: close`; let active ones finish; cut what is left at the limit.
 """
@@ -30,15 +34,19 @@ from http import HTTPStatus
 from typing import Final, cast
 
 from aiohttp import HttpVersion11, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from daemon.upstream import Headers, end_to_end
+from daemon.upstream import Headers, UploadError, end_to_end
 
 REQUEST_LINE_BYTES_MAX: Final = 64 * 1024
 HEADER_BYTES_MAX: Final = 64 * 1024
 """One header, name and value.  Clients put whole contexts into headers (beta flags, baggage, cookies)."""
 HEADERS_MAX: Final = 1_024
+HEAD_BYTES_MAX: Final = 1024 * 1024
+"""Request line and headers together.  Real clients send a few KB, odd ones a hundred; without this limit one could
+send as many of the largest headers as their number allows."""
 READ_BUFFER_BYTES: Final = 256 * 1024
 """Reading from the client pauses when twice that much of a body waits for its handler; prompts are 3 to 800 KB."""
 WRITE_BUFFER_BYTES: Final = 64 * 1024
@@ -46,6 +54,9 @@ WRITE_BUFFER_BYTES: Final = 64 * 1024
 a slow client costs in memory, beside the kernel's share."""
 IDLE_LIMIT_SECONDS: Final = 3_600.0
 """An unused connection is closed after that.  Longer than any client's own limit, so that never both close at once."""
+SILENCE_LIMIT_SECONDS: Final = 600.0
+"""Nothing read of a body that is not complete.  As long as clients wait for an answer; whoever still writes is no
+longer silent, however slow."""
 UNREAD_BODY_LIMIT_SECONDS: Final = 10.0
 """After an answer that came before the body was read, how long its rest is read and thrown away.  Closing at once
 would reset the connection, and the client might lose the answer."""
@@ -83,11 +94,22 @@ class BodyTooLarge(Exception):
         super().__init__(f"the body is larger than {limit_bytes} bytes")
 
 
-class BodyBroken(Exception):
+class BodyBroken(UploadError):
     """The request's body is not framed as HTTP says."""
 
+    def __init__(self, what: str = "the body of the request is not valid HTTP") -> None:
+        super().__init__(what)
+
+
+class BodyMissing(BodyBroken):
+    """The client stopped in the middle of the body, and stays."""
+
     def __init__(self) -> None:
-        super().__init__("the body of the request is not valid HTTP")
+        super().__init__(f"nothing came of the rest of the body for {SILENCE_LIMIT_SECONDS:.0f} seconds")
+
+
+class HeadTooLarge(HttpProcessingError):
+    """More headers than are read of any request."""
 
 
 class ClientGone(ConnectionError):
@@ -132,9 +154,11 @@ class Incoming:
         self._server = server
         self._framing = Framing.NONE
         self._missing_bytes = 0
-        self._is_body_broken = False
+        self.is_body_broken = False
+        """Where the next request would begin can not be known."""
         self.is_kept_alive = request.keep_alive
-        self._is_held_back = self.has_body and is_http_1_1 and self.header("expect").lower() == "100-continue"
+        self.is_held_back = self.has_body and is_http_1_1 and self.header("expect").lower() == "100-continue"
+        """The client waits to be told that it may send the body."""
         self._is_http_1_1 = is_http_1_1
 
     @property
@@ -169,23 +193,35 @@ class Incoming:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives, for those that pass it on.  Raises BodyBroken."""
-        if self._is_held_back:
-            self._is_held_back = False
+        if self.is_held_back:
+            self.is_held_back = False
             await self._send(CONTINUE)
+        while data := await self._next():
+            yield data
+        if self.is_body_broken:
+            raise BodyBroken
+
+    async def _next(self) -> bytes:
         try:
-            while data := await self._request.content.readany():
-                yield data
+            async with asyncio.timeout(SILENCE_LIMIT_SECONDS):
+                return await self._request.content.readany()
         except ConnectionError as error:
             raise ClientGone from error
-        if self._is_body_broken:
-            raise BodyBroken
+        except TimeoutError as error:
+            self.break_body()
+            raise BodyMissing from error
 
     def break_body(self) -> None:
         """What follows on this connection can not be read: end the body's reader, and the connection after it."""
         self.is_kept_alive = False
         if not self._request.content.is_eof():
-            self._is_body_broken = True
+            self.is_body_broken = True
             self._request.content.feed_eof()
+
+    @property
+    def is_read(self) -> bool:
+        """Nothing of the body is still to come."""
+        return self._request.content.is_eof()
 
     # -- the answer ----------------------------------------------------------------------------------------------
 
@@ -249,7 +285,7 @@ class Incoming:
         else:
             self._framing = Framing.CLOSE
         # A client that was never told to go on may send its body or not: the next request could not be found.
-        if self._framing is Framing.CLOSE or self._is_held_back or self._server.shutting_down:
+        if self._framing is Framing.CLOSE or self.is_held_back or self._server.shutting_down:
             self.is_kept_alive = False
         if not self.is_kept_alive:
             lines.append(("Connection", "close"))
@@ -337,16 +373,21 @@ class HttpServer:
         connection.incoming = incoming = Incoming(request, self)
         self._active.add(connection)
         try:
-            if incoming.target.startswith("/"):
-                await handler(incoming)
-            else:
+            if not incoming.target.startswith("/"):
                 await incoming.respond(400, _error(INVALID, "only paths can be asked for"), JSON)
+            elif incoming.header("transfer-encoding").lower() not in ("", "chunked"):
+                # Nobody would undo what the provider is not told of.
+                await incoming.respond(400, _error(INVALID, "of transfer codings only chunks are understood"), JSON)
+            else:
+                await handler(incoming)
         finally:
             self._active.discard(connection)
         if incoming.stage is Stage.UNANSWERED:
             raise RuntimeError("the handler returned without an answer")
         if incoming.stage is not Stage.ENDED:
             connection.hang_up()
+        elif incoming.is_body_broken or incoming.is_held_back:
+            await connection.linger()
         return _Sent(is_kept_alive=incoming.is_kept_alive and not self._is_idling_over)
 
 
@@ -369,6 +410,8 @@ class _Connection(web.RequestHandler):
         )
         self.incoming: Incoming | None = None
         self._crowd = connections
+        self._head_bytes = 0
+        self._is_refused = False
         self._wire: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -384,9 +427,46 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """A body whose framing breaks would leave its handler waiting: aiohttp only queues the error behind it."""
+        if self._is_refused:
+            return
         super().data_received(data)
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self.incoming is not None:
-            self.incoming.break_body()
+        self._head_bytes = self._head_bytes + len(data) if self._is_in_head() else 0
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse_head()
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._is_refused = True
+            if self.incoming is not None:
+                self.incoming.break_body()
+
+    async def linger(self) -> None:
+        """Say that nothing more will come, and throw away what the client still sends, until it hangs up.
+
+        Closing at once would reset the connection, and the client might lose the answer that says what is wrong.
+        """
+        if self._wire is not None and not self._wire.is_closing():
+            self._wire.write_eof()
+            await asyncio.sleep(UNREAD_BODY_LIMIT_SECONDS)
+
+    def _is_in_head(self) -> bool:
+        """What was read last belongs to a request that is not here yet."""
+        return not self._messages and (self.incoming is None or self.incoming.is_read)
+
+    def _refuse_head(self) -> None:
+        self._messages.append((_ErrInfo(status=431, exc=HeadTooLarge(), message=""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _make_error_handler(self, err_info: _ErrInfo) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """aiohttp's answer to a request that it can not read closes the connection at once."""
+
+        async def refuse(request: web.BaseRequest) -> web.StreamResponse:
+            refusal = self.handle_error(request, err_info.status, err_info.exc, err_info.message)
+            await refusal.prepare(request)
+            await refusal.write_eof()
+            await self.linger()
+            return refusal
+
+        return refuse
 
     def hang_up(self) -> None:
         """Close after what was written, so that an answer that was begun can not be taken for complete."""
@@ -410,6 +490,8 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """aiohttp asks here what becomes of a request that was malformed or whose handler raised."""
+        if isinstance(exc, HttpProcessingError) and _is_too_large(exc):
+            return _refusal(431, INVALID, _HEAD_TOO_LARGE)
         if isinstance(exc, HttpProcessingError):
             # Not its text: it quotes the header it stumbled over, which may be a key.
             return _refusal(400, INVALID, f"the request is not valid HTTP ({type(exc).__name__})")
@@ -460,6 +542,17 @@ class _Crowd:
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_seconds):
                 await self._is_empty.wait()
+
+
+_HEAD_TOO_LARGE: Final = (
+    f"the head of the request is too large: it may have {HEADERS_MAX} headers of {HEADER_BYTES_MAX} bytes each "
+    f"and {HEAD_BYTES_MAX} bytes in all"
+)
+
+
+def _is_too_large(error: HttpProcessingError) -> bool:
+    """aiohttp has no class of its own for too many headers."""
+    return isinstance(error, HeadTooLarge | LineTooLong) or error.message.startswith("Too many headers")
 
 
 def _refusal(status: int, kind: str, message: str) -> web.Response:

@@ -24,10 +24,11 @@ import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -46,6 +47,9 @@ HEADER_BYTES_MAX: Final = 128 * 1024
 """One header of an answer, name and value.  Providers' policy and rate-limit headers reach tens of kilobytes."""
 STATUS_LINE_BYTES_MAX: Final = 64 * 1024
 HEADERS_MAX: Final = 2_048
+HEAD_BYTES_MAX: Final = 1024 * 1024
+"""All that comes before the body, interim answers included.  Real heads have a few KB; without this limit one could
+have as many of the largest headers as their number allows."""
 SLICE_BYTES: Final = 256 * 1024
 """Bodies larger than that are written in slices, so that the socket's pace and not our memory decides."""
 
@@ -55,6 +59,10 @@ HOP_BY_HOP: Final = frozenset(
 """Speak about one connection only (RFC 9110, 7.6.1); `proxy-…` ones go by their prefix."""
 AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 """What aiohttp would add on its own."""
+
+
+class UploadError(Exception):
+    """The source of the request's body failed: no fault of the provider, which got no whole request."""
 
 
 class UpstreamError(Exception):
@@ -126,6 +134,8 @@ class Upstream:
             max_field_size=HEADER_BYTES_MAX,
             max_headers=HEADERS_MAX,
         )
+        # It would send what it takes for idempotent once more when a used connection breaks.
+        self._session._retry_connection = False
 
     @asynccontextmanager
     async def send(
@@ -139,7 +149,7 @@ class Upstream:
         host, target = _url(url)
         response = await self._exchange(method, target, _request_headers(headers, body), body, host)
         try:
-            if response.status == 101 or any(_breaks_a_line(part) for part in _head_parts(response)):
+            if not _is_passable(response):
                 raise UpstreamInvalid(f"{host} sent an answer that can not be passed on")
             yield Reply(response, host)
         finally:
@@ -167,6 +177,8 @@ class Upstream:
         except aiohttp.ClientResponseError as error:
             raise UpstreamInvalid(f"{host} did not answer with HTTP") from error
         except (aiohttp.ClientError, ConnectionError) as error:
+            if isinstance(error.__cause__, UploadError):
+                raise error.__cause__ from None
             raise UpstreamInvalid(f"{host} hung up before it answered ({type(error).__name__})") from error
 
 
@@ -184,6 +196,24 @@ class _Connection(ResponseHandler):
     `is_connected` is asked when a connection is taken from the pool.  The event loop learns of a provider's FIN only
     when it next polls; an idle connection has nothing to say, so one that is readable is closed or confused.
     """
+
+    _head_bytes = 0
+    """Read for the current answer before its body."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """Called once for every answer."""
+        self._head_bytes = 0
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        if self._payload is None or self._payload.is_eof():
+            self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self.set_exception(HttpProcessingError(message="the head of the answer is too large"))
+            if self.transport is not None:
+                self.transport.abort()
+        else:
+            super().data_received(data)
 
     def is_connected(self) -> bool:
         return super().is_connected() and not self._is_readable()
@@ -274,6 +304,14 @@ def _sendable(text: str) -> str:
 
 def _text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
+
+
+def _is_passable(response: aiohttp.ClientResponse) -> bool:
+    """The client can be sent this head, and the body as it comes then means what it meant to the provider."""
+    codings = response.headers.getall("Transfer-Encoding", [])
+    # Of the other codings nobody would undo what the client is not told of; we asked for none.
+    is_plain = all(coding.strip().lower() == "chunked" for coding in codings)
+    return response.status >= 200 and is_plain and not any(_breaks_a_line(part) for part in _head_parts(response))
 
 
 def _head_parts(response: aiohttp.ClientResponse) -> Iterable[bytes]:

@@ -374,3 +374,23 @@ def test_upload_in_chunks_is_passed_on_as_it_comes() -> None:
             assert await client.exactly(len(OK)) == OK
 
     run(scenario())
+
+
+def test_upload_that_breaks_on_the_way_is_not_blamed_on_the_provider() -> None:
+    async def scenario() -> None:
+        arrived = asyncio.Event()
+
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            assert await peer.chunk() == b"one"
+            arrived.set()
+
+        async with a_provider(script) as provider, a_relay(provider.url) as relay, a_client(relay.port) as client:
+            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+            await arrived.wait()
+            await client.send(b"no length\r\n")
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.") == 1
+            await until(lambda: provider.closed_by_client == 1)
+
+    run(scenario())

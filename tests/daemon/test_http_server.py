@@ -9,7 +9,17 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.http_server import BodyTooLarge, CannotListen, ClientGone, HttpServer, Incoming
+from daemon import http_server
+from daemon.http_server import (
+    HEAD_BYTES_MAX,
+    HEADERS_MAX,
+    BodyBroken,
+    BodyTooLarge,
+    CannotListen,
+    ClientGone,
+    HttpServer,
+    Incoming,
+)
 from tests.daemon.raw_http import a_client, a_server, run, until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -135,9 +145,9 @@ def test_upgrade_that_is_declined_leaves_the_connection_usable() -> None:
     [
         b"\x16\x03\x01 not HTTP at all\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon sk-secret\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"sk-secret" * 10_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nsk-secret\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"CONNECT host:443 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     ],
@@ -161,6 +171,95 @@ def test_malformed_request_is_answered_400_and_not_logged(
     caplog.set_level(logging.INFO)
     run(scenario())
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"X: " + b"sk-secret" * 10_000 + b"\r\n" + b"X: y\r\n" * 5_000_000,
+        b"".join(b"X-%d: sk-secret\r\n" % number for number in range(2 * HEADERS_MAX)) + b"X: y\r\n" * 5_000_000,
+        (b"X: " + b"sk-secret" * 7_000 + b"\r\n") * (HEADERS_MAX // 2),
+    ],
+    ids=["one header", "many headers", "many large headers"],
+)
+def test_head_that_is_too_large_is_answered_431_though_the_client_still_sends(
+    head: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with a_server(hello) as server, a_client(server.port) as client:
+            # Far more than is read of it: closed at once, or not read any more, the connection would break here.
+            await client.send(b"GET / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.0 431 ") and answer.count(b"HTTP/1.") == 1
+            assert b"sk-secret" not in answer and str(HEAD_BYTES_MAX).encode() in answer
+
+    caplog.set_level(logging.INFO)
+    run(scenario())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("body", [b"", b"5\r\nhello\r\n0\r\n\r\n"], ids=["no body", "body"])
+def test_large_heads_after_each_other_are_not_one_too_large(body: bytes) -> None:
+    framing = b"Transfer-Encoding: chunked\r\n" if body else b""
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 60_000 + b"\r\n" + framing + b"\r\n" + body
+
+    async def scenario() -> None:
+        async with a_server(hello) as server, a_client(server.port) as client:
+            for _ in range(2 * HEAD_BYTES_MAX // len(request)):
+                await client.send(request)
+                assert await client.exactly(len(HELLO)) == HELLO
+
+    run(scenario())
+
+
+def test_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "SILENCE_LIMIT_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        async def handler(incoming: Incoming) -> None:
+            with pytest.raises(BodyBroken, match="nothing came"):
+                await incoming.read(100)
+            await incoming.respond(400, b"", "text/plain")
+
+        async with a_server(handler) as server, a_client(server.port) as client:
+            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+            answer = await client.rest()
+            assert answer.startswith(b"HTTP/1.1 400 ") and b"Connection: close" in answer
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost:"], ids=["nothing", "half a head"])
+def test_connection_without_a_request_is_closed_in_time(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "IDLE_LIMIT_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        async with a_server(hello) as server, a_client(server.port) as client:
+            await client.send(sent)
+            assert await client.rest() == b""
+
+    run(scenario())
+
+
+def test_answer_to_a_broken_body_reaches_a_client_that_still_sends() -> None:
+    async def scenario() -> None:
+        begun = asyncio.Event()
+
+        async def handler(incoming: Incoming) -> None:
+            try:
+                async for _ in incoming.chunks():
+                    begun.set()
+            except BodyBroken:
+                await incoming.respond(400, b"", "text/plain")
+
+        async with a_server(handler) as server, a_client(server.port) as client:
+            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            await begun.wait()
+            for _ in range(16):
+                await client.send(b"no length\r\n" * 100_000)
+            assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+
+    run(scenario())
 
 
 def test_body_whose_framing_breaks_on_the_way_is_answered_400(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from daemon import upstream as module
 from daemon.upstream import (
     SLICE_BYTES,
     Headers,
+    UploadError,
     UpstreamCut,
     UpstreamInvalid,
     UpstreamTimeout,
@@ -161,7 +162,8 @@ def test_connection_that_the_provider_closed_meanwhile_is_not_used_again(loop: s
     run(scenario(), loop)
 
 
-def test_request_that_may_have_been_processed_is_not_sent_twice() -> None:
+@pytest.mark.parametrize("method", ["POST", "GET", "PUT", "DELETE"])
+def test_request_that_may_have_been_processed_is_not_sent_twice(method: str) -> None:
     """The provider reads the second request on a reused connection and hangs up without a word."""
 
     async def scenario() -> None:
@@ -174,10 +176,10 @@ def test_request_that_may_have_been_processed_is_not_sent_twice() -> None:
             peer.close()
 
         async with a_provider(script) as provider, an_upstream() as upstream:
-            async with upstream.send("POST", provider.url, [], b"1") as reply:
+            async with upstream.send(method, provider.url, [], b"1") as reply:
                 assert b"".join([part async for part in reply.chunks()]) == b"ok"
             with pytest.raises(UpstreamInvalid, match="hung up"):
-                async with upstream.send("POST", provider.url, [], b"2"):
+                async with upstream.send(method, provider.url, [], b"2"):
                     pass
             assert requests == [b"1", b"2"]
             assert provider.connections == 1
@@ -319,6 +321,11 @@ def test_answer_that_ends_with_its_connection_is_whole() -> None:
         b"HTTP/1.1 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"y" * 60_000 + b"\r\n") * 20 + b"Content-Length: 0\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 50_000 + OK,
+        b"HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
     ],
 )
 def test_answer_that_is_not_http_is_invalid(answer: bytes) -> None:
@@ -331,6 +338,35 @@ def test_answer_that_is_not_http_is_invalid(answer: bytes) -> None:
         async with a_provider(script) as provider, an_upstream() as upstream:
             with pytest.raises(UpstreamInvalid):
                 async with upstream.send("POST", provider.url + "/?key=sk-secret", [], b"{}"):
+                    pass
+
+    run(scenario())
+
+
+def test_large_heads_after_each_other_are_not_one_too_large() -> None:
+    async def scenario() -> None:
+        big = b"HTTP/1.1 200 OK\r\nX: " + b"y" * 60_000 + b"\r\nContent-Length: 2\r\n\r\nok"
+        async with a_provider(answering(big)) as provider, an_upstream() as upstream:
+            for _ in range(2 * module.HEAD_BYTES_MAX // len(big)):
+                async with upstream.send("POST", provider.url, [], b"{}") as reply:
+                    assert b"".join([part async for part in reply.chunks()]) == b"ok"
+            assert provider.connections == 1
+
+    run(scenario())
+
+
+def test_upload_whose_source_fails_is_no_fault_of_the_provider() -> None:
+    class Torn(UploadError):
+        pass
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise Torn
+
+    async def scenario() -> None:
+        async with a_provider(answering(OK)) as provider, an_upstream() as upstream:
+            with pytest.raises(Torn):
+                async with upstream.send("POST", provider.url, [], upload()):
                     pass
 
     run(scenario())

@@ -28,6 +28,8 @@ results the text before them is still the newest, so its markers hold for the wh
     json-garbage        200 with a body that is not JSON, although it says so
     garbage             bytes that are not HTTP, then close
 
+What no marker can ask for is scripted: `script` is given Canned answers, or Verbatim bytes that may be anything at all.
+
 An opened gate stays open: `release` lets pass who waits and who will come by that name.
 
 Token counts are a plain function of the text (`prompt_cache.unit_tokens`, `prompt_cache.output_tokens`), and nothing
@@ -37,8 +39,8 @@ expires unless `forget_cache` is called.  A missing credential is one of its own
 from __future__ import annotations
 
 from tests.provider.ledger import Answered, Arrived
-from tests.provider.reply import Canned
+from tests.provider.reply import Canned, Verbatim
 from tests.provider.script import Script
 from tests.provider.server import ScriptedProvider
 
-__all__ = ["Answered", "Arrived", "Canned", "Script", "ScriptedProvider"]
+__all__ = ["Answered", "Arrived", "Canned", "Script", "ScriptedProvider", "Verbatim"]

@@ -13,7 +13,7 @@ from typing import Final
 
 from tests.provider.ledger import Answered, Ledger
 from tests.provider.model import Plan, Streamed
-from tests.provider.reply import Canned
+from tests.provider.reply import Canned, Verbatim
 from tests.provider.script import Script
 from tests.provider.wire import LAST_CHUNK, ClientGone, Connection, chunk, encoder, response_head
 from worker.protocol import Usage
@@ -49,6 +49,8 @@ class Delivery:
         await self._pass(script.stall)
         if answer is None:
             return False
+        if isinstance(answer, Verbatim):
+            return await self._verbatim(answer)
         if script.garbage:
             await self._put(GARBAGE)
             return False
@@ -106,6 +108,14 @@ class Delivery:
             await self._put(chunk(data))
         await self._put(LAST_CHUNK, tells=answer.tells, ends=True)
         return True
+
+    async def _verbatim(self, answer: Verbatim) -> bool:
+        """Whether that is an answer, and a complete one, only the test knows: the ledger does not say so."""
+        for data in [answer.data] if isinstance(answer.data, bytes) else answer.data:
+            await self._put(data)
+        if answer.then == "reset":
+            await self._connection.reset()
+        return answer.then == "keep"
 
     async def _head(self, status: int, headers: list[tuple[str, str]], script: Script) -> None:
         self._answered.status = status

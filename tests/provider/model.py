@@ -15,11 +15,11 @@ from tests.provider import catalog, chat, messages, responses
 from tests.provider.dialog import Dialog, Protocol, Refused, read_dialog, unit_of
 from tests.provider.ledger import Answered, Arrived
 from tests.provider.prompt_cache import PromptCache, cold_anthropic, prompt_tokens
-from tests.provider.reply import Canned, Event, Reply, compose, to_json
+from tests.provider.reply import Canned, Event, Reply, Verbatim, compose, to_json
 from tests.provider.script import Script, parse_script
 from worker.protocol import Usage
 
-Override = Callable[[Arrived], Canned | Script | None]
+Override = Callable[[Arrived], Canned | Verbatim | Script | None]
 
 NOT_JSON: Final = b"<html><body>It works, but it is not JSON.</body></html>"
 
@@ -41,7 +41,7 @@ class Streamed(NamedTuple):
 class Plan(NamedTuple):
     """An answer (None: none at all), and how it is to be delivered."""
 
-    answer: Canned | Streamed | None
+    answer: Canned | Verbatim | Streamed | None
     script: Script
 
 
@@ -58,7 +58,7 @@ class Model:
         """Decide, and note in the ledger what was understood."""
         request = answered.request
         override = self.override(request) if self.override else None
-        if isinstance(override, Canned):
+        if isinstance(override, Canned | Verbatim):
             return Plan(override, Script())
         protocol = _ROUTES.get((request.method, request.path))
         if protocol is None:

@@ -47,6 +47,16 @@ class Canned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verbatim:
+    """Bytes instead of an answer, from the status line on: what a program sends that is broken, odd or malicious."""
+
+    data: bytes | Sequence[bytes]
+    """Pieces are written one after the other."""
+    then: Literal["keep", "close", "reset"] = "keep"
+    """What becomes of the connection: the next request is read from it, it ends, or it breaks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToolCall:
     name: str
     arguments: Mapping[str, str]

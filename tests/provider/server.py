@@ -80,8 +80,8 @@ class ScriptedProvider:
         return total
 
     def script(self, override: Override | None) -> None:
-        """Ask this first for every request: a Canned answer is sent as it is, a Script replaces the markers, None
-        leaves the request to its markers.  It is called in the provider's thread."""
+        """Ask this first for every request: a Canned answer or Verbatim bytes are sent as they are, a Script replaces
+        the markers, None leaves the request to its markers.  It is called in the provider's thread."""
         self._model.override = override
 
     def forget_cache(self) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import brotli
@@ -23,7 +23,7 @@ import pytest
 import zstandard
 
 from tests.clients import API_KEY, AnthropicTalk, ChatTalk, RawAnswer, RawClient, ResponsesTalk
-from tests.provider import Arrived, Canned, Script, ScriptedProvider
+from tests.provider import Arrived, Canned, Script, ScriptedProvider, Verbatim
 from tests.provider.ledger import add_usage
 from tests.provider.prompt_cache import output_tokens, unit_tokens
 from tests.provider.script import EVERY_ATTEMPT, parse_script
@@ -608,6 +608,32 @@ def test_script_of_a_canned_answer_is_sent_as_it_is(provider: ScriptedProvider) 
         answer = client.ask("GET", "/anything")
     assert (answer.status, answer.body, answer.header("x-odd"), answer.complete) == (418, b"abc", "1", True)
     assert provider.usage_total() == told
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 299 Odd\r\nX: 1", [b"HTTP/1.1 2", b"99 Odd\r\n", b"X: 1"]])
+def test_verbatim_bytes_are_sent_as_they_are_and_the_connection_goes_on(
+    provider: ScriptedProvider, data: bytes | list[bytes]
+) -> None:
+    end = b"\r\nContent-Length: 0\r\n\r\n"
+    whole = data + end if isinstance(data, bytes) else [*data, end]
+    provider.script(lambda request: Verbatim(data=whole))
+    with RawClient("127.0.0.1", provider.port) as client:
+        for _ in range(2):
+            answer = client.ask("POST", "/anything", [], b"{}")
+            assert (answer.status, answer.headers) == (299, (("X", "1"), ("Content-Length", "0")))
+    assert {request.connection for request in provider.requests} == {1}
+    assert not any(answered.complete for answered in provider.answers)
+
+
+@pytest.mark.parametrize(("then", "fault"), [("close", "closed"), ("reset", "reset")])
+def test_verbatim_bytes_come_before_the_end_that_was_asked_for(
+    provider: ScriptedProvider, then: Literal["close", "reset"], fault: str
+) -> None:
+    provider.script(lambda request: Verbatim(data=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", then=then))
+    for _ in range(20):
+        with RawClient("127.0.0.1", provider.port) as client:
+            answer = client.ask("POST", "/anything", [], b"{}")
+        assert (answer.body, answer.fault) == (b"abc", fault)
 
 
 def test_script_may_replace_the_markers_of_one_request(provider: ScriptedProvider) -> None:

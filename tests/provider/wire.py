@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -113,8 +114,18 @@ class Connection(asyncio.StreamReaderProtocol):
         self.output.close()
         await self.closed.wait()
 
+    async def reset(self) -> None:
+        """Break the connection once everything written is with the kernel: the client gets an error, not an end."""
+        self.output.transport.set_write_buffer_limits(high=0)
+        await self.output.drain()
+        kernel: socket.socket = self.output.get_extra_info("socket")
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+        await self.closed.wait()
+
     def abort(self) -> None:
-        self.output.transport.abort()
+        if not self.closed.is_set():
+            self.output.transport.abort()
 
 
 def response_head(status: int, headers: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
