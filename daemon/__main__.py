@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     try:
         if arguments:
             raise runtime.Fatal(runtime.EXIT_USAGE, f"unknown argument {arguments[0]!r}; settings come from PERDURE_*")
+        # The wish to read settings again waits from before their first reading until there is somebody to hear it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         settings = load({}, os.environ)
         runtime.die_with_parent()
         log = runtime.start_logging("daemon", settings.log_level)
@@ -45,7 +47,19 @@ async def _serve(settings: Settings, log: Logger) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, log)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await daemon.run()
+
+
+def _reload(daemon: Daemon, log: Logger) -> None:
+    """Read the settings again, from where they came from; those in force stay if the new ones can not be used."""
+    try:
+        settings = load({}, os.environ)
+    except BadSettings as error:
+        log.error("settings stay as they were: %s", error)
+    else:
+        daemon.reload(settings)
 
 
 if __name__ == "__main__":

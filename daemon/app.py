@@ -14,21 +14,27 @@ import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from daemon.cost import Prices
 from daemon.gateway import Gateway
 from daemon.http_server import CannotListen, HttpServer
+from daemon.identity import Rules
 from daemon.index import KeyIndex
+from daemon.keyfile import KeyFile
 from daemon.metrics import Metrics
 from daemon.outbox import Outbox
 from daemon.own import OwnPaths
+from daemon.providers import body_fields
 from daemon.sessions import Sessions
 from daemon.upstream import Upstream
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.metrics import families_of
-from worker.settings import Settings
+from worker.settings import RELOADED, Settings
 
 IDLE_DRAIN_SECONDS: Final = 2.0
 """How long idle connections live on after SIGTERM: a request may already be on its way on them."""
@@ -84,7 +90,12 @@ class Daemon:
         boot = f"{instance}-{secrets.token_hex(6)}"
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
-        self._sessions = Sessions(index=KeyIndex(), early_key=secrets.token_bytes(32), log=log)
+        self._sessions = Sessions(
+            index=KeyIndex(),
+            early_key=secrets.token_bytes(32),
+            log=log,
+            key_file=KeyFile(Path(settings.runtime_dir) / "hash.key", log) if settings.runtime_dir else None,
+        )
         self._link = WorkerClient(
             address=settings.worker_url,
             hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
@@ -93,7 +104,7 @@ class Daemon:
             log=log,
         )
         self._sessions.start(self._link)
-        self._own = OwnPaths(link=self._link, metrics=self._families)
+        self._own = OwnPaths(link=self._link, metrics=self._families, account_aliases=settings.account_aliases)
         self._upstream = Upstream(ca_file=settings.ca_file)
         self._server = HttpServer()
         self._gateway = Gateway(
@@ -101,6 +112,7 @@ class Daemon:
             urls=settings.provider_urls,
             token=settings.token,
             body_bytes_max=settings.body_bytes,
+            rules=rules_of(settings),
             own=self._own,
             sessions=self._sessions,
             link=self._link,
@@ -150,6 +162,17 @@ class Daemon:
             self._log.warning("told to stop again: streams are cut")
             self._cutting = asyncio.create_task(self._server.close())
         self._stop.set()
+
+    def reload(self, settings: Settings) -> None:
+        """Put in force what may change while turns run: the next request is the first to see it."""
+        differing = [name for name in settings.__struct_fields__ if _differs(name, settings, self._settings)]
+        if stuck := [name for name in differing if name not in RELOADED]:
+            self._log.warning("needs a restart: %s", ", ".join(stuck))
+        self._settings = replace(self._settings, **{name: getattr(settings, name) for name in RELOADED})
+        self._gateway.rules = rules_of(self._settings)
+        self._own.account_aliases = self._settings.account_aliases
+        changed = [name for name in differing if name in RELOADED]
+        self._log.info("settings read again: %s", ", ".join(changed) or "nothing has changed")
 
     async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
         """The order of stopping: nothing new, streams, settled rows, snapshots, goodbye."""
@@ -207,6 +230,21 @@ class Daemon:
         self._log.critical("stopping: %r", error, exc_info=error)
         self._failure = self._failure or error
         self._stop.set()
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What is configured about names, ready for use."""
+    return Rules(
+        session_headers=settings.session_headers,
+        account_headers=settings.account_headers,
+        agent_headers=settings.agent_headers,
+        parent_headers=settings.parent_headers,
+        fields=body_fields(settings.session_fields),
+    )
+
+
+def _differs(name: str, one: Settings, other: Settings) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
 
 
 async def tick(

@@ -14,7 +14,7 @@ from daemon.held import Held
 from daemon.identity import Known, answered
 from daemon.metrics import Metrics
 from daemon.providers import Answer, Turn
-from daemon.sessions import Sessions
+from daemon.sessions import Place, Sessions
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.protocol import Command, Naming, Row, Status
@@ -56,7 +56,7 @@ class Booking:
     def begin(self) -> None:
         self._begun = self._put(Command.BEGIN, self._row, self._naming)
         self._sessions.current(self._held).turns_in_flight += 1
-        self._sessions.begun(self._held, self._naming)
+        self._sessions.begun(self._sessions.current(self._held), self._naming, self._row)
 
     async def is_begun(self) -> bool:
         """Wait, a little, until identity and the open row are committed."""
@@ -69,7 +69,7 @@ class Booking:
         self._row = self._settled_row(answer, status, http_status)
         naming = self._naming
         if status == "complete":
-            naming = answered(naming, self._known, answer.unit)
+            naming = answered(naming, self._known, answer)
         self._sessions.current(self._held).turns_in_flight -= 1
         self._sessions.settled(self._held, naming, self._row)
         self._metrics.settled(
@@ -103,8 +103,7 @@ class Booking:
 def open_row(
     *,
     event_id: str,
-    held: Held,
-    reason: str,
+    place: Place,
     turn: Turn,
     known: Known,
     provider: str,
@@ -114,8 +113,8 @@ def open_row(
 ) -> Row:
     return Row(
         event_id=event_id,
-        session_id=held.session_id,
-        kind="turn",
+        session_id=place.held.session_id,
+        kind="turn" if place.role == "turn" else "side",
         status="interrupted",
         started_at=started_at,
         provider=provider,
@@ -124,7 +123,7 @@ def open_row(
         client=known.client,
         account=known.account,
         boot=boot,
-        reason=reason,
+        why=place.naming.why,
         message_count=turn.message_count,
         cap_ceiling=prices.cap_ceiling(provider, turn.model),
         user_turn=turn.user_turn,

@@ -1,12 +1,13 @@
-"""The command `perdure`: start it, look at it.
+"""The command `perdure`: start it, look at it, correct it.
 
-One rule: what is shown is read, never changed, and a failure is one line that says what to do, with an exit status of
-the contract; nobody sees a traceback because nothing runs or a pipe was closed.
+One rule: what is shown is read, never changed; what is changed, the worker changes; and a failure is one line that says
+what to do, with an exit status of the contract: nobody sees a traceback because nothing runs or a pipe was closed.
 
 Theory.  The verbs that run something (`up`, `daemon`, `worker`) check what can be checked early, put every setting into
 the environment, and then *become* the program, so that the pid a terminal or a service manager knows is the program's
 own.  The verbs that look (`status`, `sessions`, `show`) read the database through a read-only connection of their own:
-they tell the same whether or not anything runs.
+they tell the same whether or not anything runs.  The verbs that correct (`session merge`, `split`, `undo`) look up in
+the same way which sessions are meant, and have the worker do it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,28 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
-from daemon.pages import SESSIONS_HEADER, session_line, session_page, status_page
-from daemon.views import account_object, session_object
+from daemon.amend import amend, draw_id
+from daemon.pages import SESSIONS_HEADER, change_line, changed_page, session_line, session_page, status_page
+from daemon.views import account_object, change_object, session_object
 from worker import runtime
-from worker.records import DamagedRow, account_of, page_of_sessions, totals_of
+from worker.protocol import SPLIT_EVENTS_MAX, Merge, Split, Undo
+from worker.records import (
+    DamagedRow,
+    account_of,
+    changes_of,
+    event_named,
+    page_of_sessions,
+    session_named,
+    totals_of,
+)
 from worker.runtime import Fatal
-from worker.settings import IPC_PATH_BYTES_MAX, BadSettings, Settings, environment, load
+from worker.settings import IPC_PATH_BYTES_MAX, WITHOUT_FLAG, BadSettings, Settings, environment, load
 from worker.store import Reader, StoreBusy, StoreRefused
 
 EXIT_INTERRUPTED: Final = 130
@@ -200,7 +212,7 @@ def status(settings: Settings, options: argparse.Namespace) -> int:
 def sessions(settings: Settings, options: argparse.Namespace) -> int:
     """Every session, newest first."""
     with _reading(settings.database) as reader:
-        found = _sessions(reader, options.limit)
+        found = _sessions(reader, options.limit, settings.account_aliases)
         if options.json:
             print(json.dumps(list(found), indent=2))
         else:
@@ -216,14 +228,83 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
     with _reading(settings.database) as reader:
         account = account_of(reader.execute, options.id, ROWS_SHOWN)
     if account is None:
-        raise Fatal(
-            runtime.EXIT_USAGE,
-            f"no session, or more than one, goes by {options.id!r}; `perdure sessions` lists them "
-            "(an id, an alias, or at least six characters that only one id begins with)",
-        )
-    shown = account_object(account)
+        raise _unknown("session", options.id, "perdure sessions")
+    shown = account_object(account, settings.account_aliases)
     print(json.dumps(shown, indent=2) if options.json else session_page(shown))
     return runtime.EXIT_OK
+
+
+# -- correcting ----------------------------------------------------------------------------------------------------
+
+
+def merge(settings: Settings, options: argparse.Namespace) -> int:
+    """One session becomes part of another."""
+    with _reading(settings.database) as reader:
+        source, into = _session(reader, options.source), _session(reader, options.into)
+    return _change(Merge(session_id=source, into=into), settings, options)
+
+
+def split(settings: Settings, options: argparse.Namespace) -> int:
+    """Some turns of a session become one of their own."""
+    with _reading(settings.database) as reader:
+        session_id = _session(reader, options.id)
+        first = _event(reader, session_id, options.first_event) if options.first_event else ""
+        events = [_event(reader, session_id, event) for event in options.only or ()]
+    if len(events) > SPLIT_EVENTS_MAX:
+        raise Fatal(runtime.EXIT_USAGE, f"more than {SPLIT_EVENTS_MAX} turns at once; split them off in several steps")
+    act = Split(session_id=session_id, drawn_id=draw_id(), first_event=first, events=events)
+    return _change(act, settings, options)
+
+
+def undo(settings: Settings, options: argparse.Namespace) -> int:
+    """Take a change back."""
+    with _reading(settings.database):
+        pass  # Without a database there is nothing to wait for a worker for.
+    return _change(Undo(change=options.change), settings, options)
+
+
+def log(settings: Settings, options: argparse.Namespace) -> int:
+    """Every change, newest first."""
+    with _reading(settings.database) as reader:
+        found = [change_object(change) for change in changes_of(reader.execute)]
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(map(change_line, found)) or "no session was ever merged or split")
+    return runtime.EXIT_OK
+
+
+def _change(act: Merge | Split | Undo, settings: Settings, options: argparse.Namespace) -> int:
+    amended = amend(act, settings.worker_url)
+    shown = {name: getattr(amended, name) for name in ("change", "verb", "session_id", "other_id", "moved", "stayed")}
+    shown["undoes"] = act.change if isinstance(act, Undo) else None
+    print(json.dumps(shown, indent=2) if options.json else changed_page(shown))
+    return runtime.EXIT_OK
+
+
+def _session(reader: Reader, name: str) -> str:
+    found = session_named(reader.execute, name)
+    if found is None:
+        raise _unknown("session", name, "perdure sessions")
+    return found
+
+
+def _event(reader: Reader, session_id: str, name: str) -> str:
+    found = event_named(reader.execute, session_id, name)
+    if found is None:
+        raise _unknown("turn of this session", name, f"perdure show {session_id}")
+    return found
+
+
+def _unknown(what: str, name: str, remedy: str) -> Fatal:
+    return Fatal(
+        runtime.EXIT_USAGE,
+        f"no {what}, or more than one, goes by {name!r}; `{remedy}` lists them "
+        "(an id, an alias, or at least six characters that only one id begins with)",
+    )
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -240,12 +321,12 @@ def _reading(database: Path) -> Iterator[Reader]:
         reader.close()
 
 
-def _sessions(reader: Reader, limit: int | None) -> Iterator[dict[str, Any]]:
+def _sessions(reader: Reader, limit: int | None, account_aliases: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     after, left = "", limit
     while left is None or left > 0:
         size = SESSIONS_PER_PAGE if left is None else min(left, SESSIONS_PER_PAGE)
         page = page_of_sessions(reader.execute, after, size)
-        yield from (session_object(record) for record in page.records)
+        yield from (session_object(record, account_aliases) for record in page.records)
         after, left = page.after, None if left is None else left - size
         if not after:
             return
@@ -301,6 +382,9 @@ class _Parser(argparse.ArgumentParser):
         runtime.leave("perdure", Fatal(runtime.EXIT_USAGE, f"{message}; `{self.prog} --help` says more"))
 
 
+_Verbs: TypeAlias = "argparse._SubParsersAction[Any]"  # argparse has no public name for it
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="perdure", description="An LLM gateway for coding agents whose sessions outlive its processes."
@@ -309,18 +393,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    def verb(name: str, example: str, does: str, settings: Iterable[str], **defaults: object) -> _Parser:
-        made: _Parser = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
-        made.example = f"Example:  {example}"
-        made.set_defaults(**defaults)
-        made.add_argument("--config", metavar="FILE", help="a TOML file with settings (PERDURE_CONFIG)")
-        for setting in settings:
-            variable = f"PERDURE_{setting.upper()}"
-            default = getattr(_DEFAULTS, setting)
-            known = f" (default {default})" if default != "" else ""
-            made.add_argument(f"--{setting.replace('_', '-')}", metavar="VALUE", help=f"instead of {variable}{known}")
-        return made
-
+    verb = partial(_verb, verbs)
     verb("up", "perdure up --daemons 2", "run worker and daemons in the foreground", _SETTINGS, act=up)
     for program in ("daemon", "worker"):
         does = f"run one {program} in the foreground, for a supervisor of your own"
@@ -334,8 +407,57 @@ def _parser() -> _Parser:
     for each in shown:
         each.add_argument("--json", action="store_true", help="for programs: the objects of /api")
     shown[1].add_argument("--limit", type=_positive, metavar="N", help="at most so many (default: all)")
-    shown[2].add_argument("id", metavar="ID", help="an id, an alias, or an id's beginning")
+    shown[2].add_argument("id", metavar="ID", help=_ID)
+    _add_corrections(verbs)
     return parser
+
+
+def _add_corrections(verbs: _Verbs) -> None:
+    """`perdure session …`"""
+    does = "correct which session turns were given: audited, and undoable"
+    session = _verb(verbs, "session", "perdure session merge 4f1c2b 9a07de", does, None)
+    verb = partial(_verb, session.add_subparsers(metavar="VERB", required=True))
+    places = ("state_dir", "runtime_dir", "worker_url")
+    made = [
+        verb("merge", "perdure session merge 4f1c2b 9a07de", "make one session part of another", places, act=merge),
+        verb(
+            "split",
+            "perdure session split 4f1c2b --from 7be09c",
+            "make turns of a session one of their own, and tell its id",
+            places,
+            act=split,
+        ),
+        verb("undo", "perdure session undo 3", "take a merge or a split back", places, act=undo),
+        verb("log", "perdure session log --json", "what was merged, split and undone, newest first", places, act=log),
+    ]
+    for each in made:
+        each.add_argument("--json", action="store_true", help="for programs")
+    made[0].add_argument("source", metavar="FROM", help=f"the session that is no other: {_ID}")
+    made[0].add_argument("into", metavar="INTO", help="the session that both are from now on")
+    made[1].add_argument("id", metavar="ID", help=_ID)
+    which = made[1].add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--from", dest="first_event", metavar="EVENT", help="this turn and all that began after it (`perdure show ID`)"
+    )
+    which.add_argument("--only", nargs="+", metavar="EVENT", help="these turns alone")
+    made[2].add_argument("change", metavar="N", type=_positive, help="its number in `perdure session log`")
+
+
+def _verb(
+    verbs: _Verbs, name: str, example: str, does: str, settings: Iterable[str] | None, **defaults: object
+) -> _Parser:
+    """A verb with its settings; None: it has verbs of its own."""
+    made: _Parser = verbs.add_parser(name, help=does, description=does, allow_abbrev=False)
+    made.example = f"Example:  {example}"
+    made.set_defaults(**defaults)
+    if settings is not None:
+        made.add_argument("--config", metavar="FILE", help="a TOML file with settings (PERDURE_CONFIG)")
+    for setting in settings or ():
+        variable = f"PERDURE_{setting.upper()}"
+        default = getattr(_DEFAULTS, setting)
+        known = f" (default {default})" if default != "" else ""
+        made.add_argument(f"--{setting.replace('_', '-')}", metavar="VALUE", help=f"instead of {variable}{known}")
+    return made
 
 
 def _positive(text: str) -> int:
@@ -348,10 +470,6 @@ SUPERVISOR_SOCKET_BYTES: Final = len("/sv.sock.4194304")
 """The supervisor's socket as it is named while it is bound, with the longest pid."""
 READYZ_BYTES_MAX: Final = 65_536
 """More than any answer of ours; whoever else listens there may send without end."""
+_ID: Final = "an id, an alias, or an id's beginning"
 _DEFAULTS: Final = Settings()
-_SETTINGS: Final = tuple(
-    # A table does not fit a flag, and a secret on a command line is everybody's to read.
-    name
-    for name in Settings.__struct_fields__
-    if name not in ("providers", "token")
-)
+_SETTINGS: Final = tuple(name for name in Settings.__struct_fields__ if name not in WITHOUT_FLAG)

@@ -25,13 +25,14 @@ from daemon import providers
 from daemon.booking import Booking, open_row
 from daemon.cost import Prices
 from daemon.http_server import BodyBroken, BodyTooLarge, ClientGone, Incoming
-from daemon.identity import Headers, Known, known_from, naming_of, with_chains
+from daemon.identity import Headers, Known, Rules, as_child, known_from, naming_of
 from daemon.metrics import Metrics
 from daemon.outbox import OutboxFull
 from daemon.own import OwnPaths
 from daemon.providers import Answer, Turn, error_body
+from daemon.providers.decoding import plain_body
 from daemon.routing import Route, is_own, route_of
-from daemon.sessions import Sessions
+from daemon.sessions import Place, Sessions
 from daemon.upstream import Reply, Upstream, UpstreamCut, UpstreamError, UpstreamTimeout
 from daemon.worker_client import WorkerClient
 from worker.protocol import Status
@@ -67,10 +68,13 @@ class Gateway:
         upstream: Upstream,
         prices: Prices,
         metrics: Metrics,
+        rules: Rules,
         now: Callable[[], int],
         draw_id: Callable[[], str],
         log: logging.Logger,
     ) -> None:
+        self.rules = rules
+        """May be replaced at any time: each request is recognised by those that are in force when it comes."""
         self._boot = boot
         self._urls = urls
         self._token = token
@@ -115,14 +119,15 @@ class Gateway:
         arrived = time.monotonic()
         started_at = self._now()
         body = await incoming.read(self._body_bytes_max)
-        turn = await _aside(body, providers.parse_turn, route.speaks, body)
-        if turn is None:
+        plain = await _plain(incoming.headers, body, self._body_bytes_max)
+        turn = await _aside(plain, providers.parse_turn, route.speaks, plain, self.rules.fields) if plain else None
+        if plain is None or turn is None:
             # Not JSON, or not an object: no turn of any conversation.  The provider says so in its own words.
             await self._pass(incoming, route, body)
             return
         await self._own.identifiable()
         try:
-            booking = await self._begin(incoming.headers, route, turn, body, started_at)
+            booking = await self._begin(incoming.headers, route, turn, plain, started_at)
         except OutboxFull:
             retry = (("retry-after", str(FULL_RETRY_SECONDS)),)
             await _refuse(incoming, route, 503, "perdure's store has been away for too long; try again soon", retry)
@@ -137,12 +142,12 @@ class Gateway:
 
     async def _begin(self, headers: Headers, route: Route, turn: Turn, body: bytes, started_at: int) -> Booking:
         """Find the session and write the begin: it travels to the worker while the provider works."""
-        known = await _aside(body, self._known, headers, turn, body)
-        held, naming = await self._sessions.hold(naming_of(known, self._draw_id()))
+        keys = self._sessions.hash_keys
+        known = await _aside(body, known_from, headers, turn, body, keys, self.rules)
+        known, place = await recognised(self._sessions, known, body, self._draw_id)
         row = open_row(
             event_id=self._draw_id(),
-            held=held,
-            reason=naming.reason,
+            place=place,
             turn=turn,
             known=known,
             provider=route.provider,
@@ -151,8 +156,8 @@ class Gateway:
             prices=self._prices,
         )
         booking = Booking(
-            held=held,
-            naming=naming,
+            held=place.held,
+            naming=place.naming,
             known=known,
             row=row,
             sessions=self._sessions,
@@ -163,13 +168,6 @@ class Gateway:
         )
         booking.begin()
         return booking
-
-    def _known(self, headers: Headers, turn: Turn, body: bytes) -> Known:
-        keys = self._sessions.hash_keys
-        known = known_from(headers, turn, keys)
-        if known.minted is None and not turn.has_state:
-            known = with_chains(known, providers.units_of(turn), body, keys)
-        return known
 
     async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, arrived: float) -> None:
         """Send the request and bring the answer back, or say in the provider's shape why there is none."""
@@ -266,11 +264,28 @@ class Gateway:
         return hmac.compare_digest(incoming.header(TOKEN_HEADER).encode(errors="surrogateescape"), self._token.encode())
 
 
+async def recognised(sessions: Sessions, known: Known, body: bytes, draw_id: Callable[[], str]) -> tuple[Known, Place]:
+    """Where a request belongs, and what is known of it then: an unnamed sub-agent shows itself only beside the session
+    whose id it shares.  Raises OutboxFull."""
+    place = await sessions.hold(naming_of(known, draw_id()), known.aside)
+    if place.role == "child":
+        known = as_child(known, place.held.session_id, body, sessions.hash_keys)
+        place = await sessions.hold(naming_of(known, draw_id()))
+    return known, place
+
+
 async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what takes longer the larger the body, beside the loop where that is long."""
     if len(body) <= INLINE_BYTES_MAX:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
+
+
+async def _plain(headers: Headers, body: bytes, limit_bytes: int) -> bytes | None:
+    """What a client's compressed body says; None where that can not be told.  Always beside the loop: a small body
+    may unfold to the largest."""
+    encoding = ", ".join(value for name, value in headers if name.lower() == "content-encoding")
+    return await asyncio.to_thread(plain_body, body, encoding, limit_bytes) if encoding else body
 
 
 def _book(booking: Booking, answer: Answer, reply: Reply) -> int:

@@ -3,204 +3,228 @@
 One rule: a session id that the client minted names its session, alone; everything else needs proof that the request
 continues the stored conversation.  A wrong split is preferred to a wrong merge.
 
-Theory of operation.  A conversation without an id is known by a chain of keyed hashes over the account and its leading
-messages in normal form: link i stands for the first i messages.  When a turn begins, the session learns the link of
-its last request; when it was answered, the link that includes the answer takes its place.  A later request continues
-the session whose link is among the request's own proper prefixes, and only if one session alone holds it: two
-conversations with equal openings are told apart by their answers, and where even these are equal by nothing at all.
-The same request again, within minutes, is a retry of one that was not answered, or whose answer was not read.
-The model is no part of it, since people change models within a conversation.
+Theory of operation.  `known_from` reads what headers and body say; `naming_of` turns it into a proposal that the worker
+can resolve.  There are four ways to be somebody:
 
-The place of what is to come: hints (learned headers, `prompt_cache_key`), sub-agents and side calls are further ways
-of making a `Naming`; they belong in `naming_of`, beside the two that are here.
+- named: an id in a known header or body field.  Its session's id is derived from it, the same on every daemon.
+- a sub-agent that says so: an agent's id beside the session's, a thread of its own, or a parent's id beside its own.
+- a sub-agent that does not say so, but turns out to be one (`as_child`): known by its content within its session.
+- nothing: known by content (`daemon.chain`); the same request again, within minutes, is a retry of one that was not
+  answered, or whose answer was not read.
+
+Content is read for named sessions too.  It names nothing there, but proves what a new id was forked from, and tells the
+session's turns from what else runs under its id.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from daemon.providers import Turn, Unit, merged
-from worker.protocol import CONTINUES_MAX, Key, Naming
+from daemon.accounts import account_of, is_id
+from daemon.chain import (
+    DIGEST_BYTES,
+    Chain,
+    HashKeys,
+    account_root,
+    chain_of,
+    child_root,
+    continued_values,
+    response_root,
+    retry_link,
+)
+from daemon.hints import hints_of
+from daemon.providers import Answer, BodyFields, Turn, Unit, setup_of, units_of
+from daemon.shape import aside_by_itself, shape_of
+from worker.protocol import Hint, Key, KeyKind, Naming, Shape, Why
 
 Headers = Sequence[tuple[str, str]]
+Minted = tuple[str, str]
+"""Name of a header or body field, and the id that the client put there."""
 
-SESSION_HEADERS: Final = (
-    "x-claude-code-session-id",
-    "x-session-id",
-    "x-session-affinity",
-    "session-id",
-    "session_id",
-)
-"""Headers whose value a client mints for one conversation (Claude Code; OpenCode; Codex; Pi), in the order in which
-they are believed where several are there."""
 THREAD_HEADER: Final = "thread-id"
 """Codex: a thread of its own under the `session-id` of the thread that started it."""
-ACCOUNT_HEADERS: Final = ("chatgpt-account-id",)
-ID_CHARACTERS_MAX: Final = 256
-"""Ids in the field have 26 to 64 characters; a longer value names nothing."""
-
-_CLIENTS: Final = (
-    ("claude-cli/", "claude-code"),
-    ("codex", "codex"),
-    ("opencode/", "opencode"),
-    ("pi/", "pi"),
-    ("Anthropic/", "anthropic-sdk"),
-    ("AsyncAnthropic/", "anthropic-sdk"),
-    ("OpenAI/", "openai-sdk"),
-    ("AsyncOpenAI/", "openai-sdk"),
-)
+THREADED_HEADER: Final = "session-id"
+NAMED_CONTINUES_MAX: Final = 32
+"""Prefixes offered where the client named the session: whatever goes on from a history has its last answers."""
+OPENING_ENTRIES_MAX: Final = 8
+"""Entries looked at for a conversation's first message; the system's come before it."""
 
 
-class Chain(Struct, frozen=True):
-    """The links of a conversation, first to last: link i covers i + 1 messages in normal form."""
+class Rules(Struct, frozen=True, kw_only=True):
+    """What is configured about names; header names in lower case, in the order in which they are believed."""
 
-    hash_key: bytes
-    links: tuple[str, ...]
-    before_last: str
-    last: Unit
-    """The newest message and the link before it: an answer may go on from a message the client began for it."""
-
-    @property
-    def is_opening(self) -> bool:
-        """No answer was given yet; a message that the client began for the assistant is none."""
-        return len(self.links) <= 2
-
-    def answered(self, answer: Unit) -> tuple[str, int]:
-        """The link that covers the answer too, and how many messages it covers."""
-        units = merged([self.last, answer])
-        link = self.before_last
-        for unit in units:
-            link = _link(self.hash_key, link, unit)
-        return link, len(self.links) - 1 + len(units)
-
-
-class HashKeys(Struct, frozen=True, kw_only=True):
-    """What chains and accounts are hashed with."""
-
-    store: bytes | None
-    """Made with the database; None while no worker was ever heard."""
-    early: bytes
-    """Drawn by this process, for conversations that begin before that: its own index knows them again."""
-    early_was_used: bool = False
+    session_headers: tuple[str, ...]
+    account_headers: tuple[str, ...]
+    agent_headers: tuple[str, ...]
+    """Name one sub-agent beside the id of the session it shares."""
+    parent_headers: tuple[str, ...]
+    """Hold the id of the session that started this one."""
+    fields: BodyFields
 
 
 class Known(Struct, frozen=True, kw_only=True):
-    """What a request's headers and body say about who speaks."""
+    """What a request says about who speaks."""
 
     account: str
     client: str
-    early_account: str = ""
-    """The account as the early key hides it: keeps strangers apart while no worker was ever heard."""
-    minted: tuple[str, str] | None
-    """(name, value) of the session id the client minted."""
+    minted: Minted | None
     minted_in_body: bool = False
+    agent: Minted | None = None
+    """A sub-agent within the minted session."""
+    parent_session_id: str = ""
+    units: tuple[Unit, ...] = ()
     chain: Chain | None = None
     early_chain: Chain | None = None
     """The same conversation as it was known before any worker was heard, where there was such a time."""
     retry_link: str = ""
     """Equal for a repeated request only."""
+    keeps_responses: bool = False
+    """The provider may be asked to go on from its answer by that answer's id."""
+    shape: Shape | None = None
+    aside: str = ""
+    """Why the request by itself is no turn of its session; '' where it may be one."""
+    hints: tuple[Hint, ...] = ()
+
+    @property
+    def is_opening(self) -> bool:
+        return self.chain is None or self.chain.is_opening
 
 
-def known_from(headers: Headers, turn: Turn, keys: HashKeys) -> Known:
-    """Read the keys.  Without the store's hash key (no worker was ever heard) the account is not known."""
+def known_from(headers: Headers, turn: Turn, body: bytes, keys: HashKeys, rules: Rules) -> Known:
+    """Read a request.  Without the store's hash key (no worker was ever heard) the account is known to none but us."""
     named = {name.lower(): value for name, value in headers}
-    minted = _minted(named)
-    body_minted = next(iter(turn.minted), None) if minted is None else None
-    return Known(
-        account=account_of(named, turn, keys.store),
-        early_account=account_of(named, turn, keys.early),
+    minted, in_body = _minted(named, turn, rules)
+    account = account_of(named, turn, keys.store, rules.account_headers)
+    known = Known(
+        account=account,
         client=client_of(named.get("user-agent", "")),
-        minted=minted or body_minted,
-        minted_in_body=body_minted is not None,
+        minted=minted,
+        minted_in_body=in_body,
+        agent=_agent(named, rules) if minted else None,
+        parent_session_id=_parent(named, minted, rules) if minted else "",
+        units=tuple(units_of(turn)),
+        keeps_responses=turn.protocol == "responses",
+    )
+    if turn.state_id or not turn.has_state:  # Of a conversation that the provider keeps, what is new proves nothing.
+        early_account = account_of(named, turn, keys.early, rules.account_headers)
+        known = with_chains(known, body, keys, early_account=early_account, response_id=turn.state_id)
+    if known.minted is None:
+        hash_key = keys.store
+        hints = hints_of(headers, turn, hash_key, account=account, client=known.client) if hash_key else []
+        return replace(known, hints=tuple(hints))
+    if known.agent or known.parent_session_id:
+        return known  # It said what it is.
+    setup = setup_of(turn)
+    return replace(
+        known,
+        # Hashed with another key it could be compared with nothing.
+        shape=shape_of(setup, _opening(turn), keys.store) if keys.store else None,
+        aside=aside_by_itself(setup, turn.output_limit, is_opening=known.is_opening),
     )
 
 
-def with_chains(known: Known, units: Sequence[Unit], body: bytes, keys: HashKeys) -> Known:
-    """Add what a request that carries no id of its own is known by."""
-    if not units:
+def with_chains(known: Known, body: bytes, keys: HashKeys, *, early_account: str = "", response_id: str = "") -> Known:
+    """Add what a request's content is known by.  `response_id`: of the response that it goes on from, or ''."""
+    if not known.units:
         return known
-    early = chain_of(units, known.early_account, keys.early) if keys.early_was_used or keys.store is None else None
-    main = chain_of(units, known.account, keys.store) if keys.store is not None else early
+
+    def chain(hash_key: bytes, account: str) -> Chain:
+        root = response_root(hash_key, account, response_id) if response_id else account_root(hash_key, account)
+        return chain_of(known.units, root, hash_key, is_kept_by_provider=bool(response_id))
+
+    is_early = keys.store is None or (keys.early_was_used and known.minted is None)
+    early = chain(keys.early, early_account) if is_early else None
+    main = chain(keys.store, known.account) if keys.store is not None else early
     assert main is not None
     return replace(
         known,
         chain=main,
         early_chain=early if early is not main else None,
-        retry_link=_retry_link(main, body),
+        retry_link=retry_link(main, body) if known.minted is None else "",
     )
 
 
-def chain_of(units: Sequence[Unit], account: str, hash_key: bytes) -> Chain:
-    """The chain of at least one message."""
-    links = [_digest(hash_key, "account", account)]
-    for unit in units:
-        links.append(_link(hash_key, links[-1], unit))
-    return Chain(hash_key, tuple(links[1:]), links[-2], units[-1])
+def as_child(known: Known, session_id: str, body: bytes, keys: HashKeys) -> Known:
+    """The same request as that of a sub-agent of the session, which it shares the id of but nothing else."""
+    hash_key = keys.store or keys.early
+    chain = known.chain
+    # What the provider keeps goes by the id of a response, which is one conversation's alone already.
+    if chain is not None and not chain.is_kept_by_provider:
+        chain = chain_of(known.units, child_root(hash_key, known.account, session_id), hash_key)
+    return replace(
+        known,
+        minted=None,
+        parent_session_id=session_id,
+        chain=chain,
+        early_chain=None,
+        retry_link=retry_link(chain, body) if chain else "",
+        shape=None,
+    )
 
 
 def naming_of(known: Known, drawn_id: str) -> Naming:
     """The session a request proposes, and how the store may recognise another.  `drawn_id`: a fresh random id."""
-    if known.minted is not None:
-        name, value = known.minted
-        place = "body field" if known.minted_in_body else "header"
-        return Naming(
-            session_id=derived_id(name, value),
-            confirmed=False,
-            keys=[Key(kind="body" if known.minted_in_body else "header", name=name, value=value)],
-            header_name=name,
-            header_session_id=value,
-            client=known.client,
-            account=known.account,
-            reason=f"the client named it: {place} {name}",
-        )
-    chain = known.chain
-    return Naming(
+    common = Naming(
         session_id=drawn_id,
         confirmed=False,
-        continues=_prefixes(chain, known.early_chain),
-        retry=known.retry_link,
-        keys=_unanswered_keys(chain, known.retry_link) if chain else [],
-        chain_length=len(chain.links) if chain else 0,
+        continues=continued_values(known.chain, known.early_chain),
+        chain_length=known.chain.length if known.chain else 0,
         client=known.client,
         account=known.account,
-        reason="a new conversation: nothing it holds is known" if chain else "a new session: the request names nothing",
+        parent=known.parent_session_id,
+        is_opening=known.is_opening,
+        hints=list(known.hints),
     )
+    if known.minted is not None:
+        return _named(common, known, known.minted)
+    if known.parent_session_id:
+        reason = f"a sub-agent of {known.parent_session_id}, by its own prompt, tools and history"
+        why = Why(reason=reason, origin="content", confidence="likely")
+    elif known.chain is not None:
+        origin = "previous_response_id" if known.chain.is_kept_by_provider else "content"
+        reason = "a new conversation: nothing it holds is known"
+        why = Why(reason=reason, origin=origin, confidence="likely")
+    else:
+        why = Why(reason="a new session: the request names nothing", origin="content", confidence="likely")
+    keys = _unanswered_keys(known.chain, known.retry_link) if known.chain else []
+    return replace(common, retry=known.retry_link, keys=keys, why=why)
 
 
-def answered(naming: Naming, known: Known, answer: Unit | None) -> Naming:
+def answered(naming: Naming, known: Known, answer: Answer) -> Naming:
     """The naming of the turn's end: once the answer is known, it is what a later request must continue."""
-    if known.chain is None or answer is None:
+    links: list[str] = []
+    length = naming.chain_length
+    chain = known.chain
+    if chain is not None and not chain.is_kept_by_provider:
+        for form in answer.forms:
+            link, length = chain.answered(form)
+            links.append(link)
+    if chain is not None and known.keeps_responses and answer.response_id:
+        links.append(response_root(chain.hash_key, known.account, answer.response_id))
+    if not links:
         return naming
-    link, length = known.chain.answered(answer)
+    kind: KeyKind = "history" if naming.is_named else "answer"
     # A client that was cut off before it read this answer sends the request again.  An opening is not kept for that:
     # the same first words, answered twice, are two conversations.
-    kept = ("header", "body") if known.chain.is_opening else ("header", "body", "retry")
+    kept = ("header", "body") if known.is_opening else ("header", "body", "retry")
+    if answer.unit is None:
+        kept = (*kept, "request")  # A client that sends all of it back goes on from what no link covers.
     return replace(
         naming,
-        keys=[*(key for key in naming.keys if key.kind in kept), _chain_key("answer", link)],
+        keys=[*(key for key in naming.keys if key.kind in kept), *(_chain_key(kind, link) for link in links)],
         chain_length=length,
     )
 
 
-def derived_id(name: str, value: str) -> str:
+def derived_id(name: str, *values: str) -> str:
     """The id of a session its client named: the same on every daemon, with or without a store."""
-    return hashlib.sha256(f"perdure session\0{name}\0{value}".encode()).hexdigest()[: 2 * _DIGEST_BYTES]
-
-
-def account_of(named: dict[str, str], turn: Turn, hash_key: bytes | None) -> str:
-    """A stable claim where the client sends one, else a keyed hash of the credential, whichever header carried it."""
-    claim = turn.account_claim or next((named[name] for name in ACCOUNT_HEADERS if named.get(name)), "")
-    if _is_id(claim):
-        return claim
-    credential = named.get("x-api-key") or named.get("authorization", "").removeprefix("Bearer ").strip()
-    if not credential or hash_key is None:
-        return ""
-    return _digest(hash_key, "credential", credential)[:_ACCOUNT_CHARACTERS]
+    named = "\0".join(("perdure session", name, *values))
+    return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[: 2 * DIGEST_BYTES]
 
 
 def client_of(user_agent: str) -> str:
@@ -212,60 +236,98 @@ def client_of(user_agent: str) -> str:
     return product if product.replace("-", "").replace("_", "").isalnum() and len(product) <= 32 else "unknown"
 
 
-def _minted(named: dict[str, str]) -> tuple[str, str] | None:
+# -- what the client says ------------------------------------------------------------------------------------------
+
+
+def _minted(named: Mapping[str, str], turn: Turn, rules: Rules) -> tuple[Minted | None, bool]:
+    """The session id the client minted, and whether it stands in the body."""
     thread = named.get(THREAD_HEADER, "")
-    for name in SESSION_HEADERS:
+    for name in rules.session_headers:
         value = named.get(name, "")
-        if not _is_id(value):
+        if not is_id(value):
             continue
-        if name == "session-id" and _is_id(thread) and thread != value:
+        if name == THREADED_HEADER and is_id(thread) and thread != value:
             # A Codex sub-agent shares its parent's session id; its thread is its own conversation.
-            return THREAD_HEADER, thread
-        return name, value
-    return None
+            return (THREAD_HEADER, thread), False
+        return (name, value), False
+    for path, value in turn.minted:
+        # An object with an id, and that id alone, are two spellings of one name.
+        return (path.removesuffix(".id"), value), True
+    return None, False
 
 
-def _is_id(value: str) -> bool:
-    return 0 < len(value) <= ID_CHARACTERS_MAX and value.isprintable()
+def _agent(named: Mapping[str, str], rules: Rules) -> Minted | None:
+    return next(((name, named[name]) for name in rules.agent_headers if is_id(named.get(name, ""))), None)
 
 
-def _prefixes(chain: Chain | None, early: Chain | None) -> list[str]:
-    """The links of the proper prefixes, longest first, those of an early chain after the others."""
-    chains = [each for each in (chain, early) if each]
-    most = CONTINUES_MAX // max(len(chains), 1)
-    return [link for each in chains for link in each.links[-2::-1][:most]]
+def _parent(named: Mapping[str, str], minted: Minted, rules: Rules) -> str:
+    """The id of the session that started this one, as that one's own requests make it; '' if there is none."""
+    name, value = minted
+    threaded = named.get(THREADED_HEADER, "") if name == THREAD_HEADER else ""
+    parent = next((named[each] for each in rules.parent_headers if is_id(named.get(each, ""))), threaded)
+    if not parent or parent == value:
+        return ""
+    # The first thread of a Codex session goes by the session's id, the others by their own.
+    return derived_id(THREADED_HEADER if parent == threaded else name, parent)
 
 
-def _retry_link(chain: Chain, body: bytes) -> str:
-    """The same messages with all answers are proof enough: clients ask again with another `stream`, for example.  An
-    opening proves little by itself, and must be the same request to the last byte."""
-    key = chain.hash_key
-    whole = hashlib.blake2b(body, key=key, digest_size=_DIGEST_BYTES).hexdigest() if chain.is_opening else ""
-    return _digest(key, "retry", chain.links[-1], whole)
+def _named(common: Naming, known: Known, minted: Minted) -> Naming:
+    name, value = minted
+    place = "body field" if known.minted_in_body else "header"
+    if known.agent is not None:
+        agent_name, agent = known.agent
+        session_id, parent = derived_id(agent_name, name, value, agent), derived_id(name, value)
+        key = Key(kind="header", name=agent_name, value=agent)
+        said = f"a sub-agent, named by the header {agent_name} in the session of the {place} {name}"
+        origin, name, value = f"header {agent_name}", agent_name, agent
+    else:
+        session_id, parent = derived_id(name, value), common.parent
+        key = Key(kind="body" if known.minted_in_body else "header", name=name, value=value)
+        started = f", and says that {parent} started it" if parent else ""
+        said, origin = f"the client named it: {place} {name}{started}", f"{place} {name}"
+    return replace(
+        common,
+        session_id=session_id,
+        continues=common.continues[:NAMED_CONTINUES_MAX],
+        parent=parent,
+        keys=[key],
+        header_name=name,
+        header_session_id=value,
+        shape=known.shape,
+        why=Why(reason=said, origin=origin, confidence="certain"),
+    )
 
 
-def _unanswered_keys(chain: Chain, retry_link: str) -> list[Key]:
-    return [_chain_key("retry", retry_link), _chain_key("request", chain.links[-1])]
+# -- what the content says -----------------------------------------------------------------------------------------
 
 
-def _chain_key(kind: str, value: str) -> Key:
-    return Key(kind=kind, name="chain", value=value)  # type: ignore[arg-type]  # one of KeyKind, by its callers
+def _opening(turn: Turn) -> str:
+    """The first message that says something, in normal form: alone, whatever was added after it.  A message that is
+    one tag from end to end tells the date and the folder, and is the same in many conversations."""
+    context = ""
+    for entry in turn.entries[:OPENING_ENTRIES_MAX]:
+        units = units_of(replace(turn, entries=(entry,)))
+        if units and not (units[0].text.startswith("<") and units[0].text.endswith(">")):
+            return units[0].text
+        context = context or "".join(unit.text for unit in units)
+    return context
 
 
-def _link(hash_key: bytes, before: str, unit: Unit) -> str:
-    return _digest(hash_key, "message", before, unit.role, unit.text)
+def _unanswered_keys(chain: Chain, retry: str) -> list[Key]:
+    return [_chain_key("retry", retry), _chain_key("request", chain.links[-1])]
 
 
-def _digest(hash_key: bytes, *parts: str) -> str:
-    """A keyed hash over parts whose boundaries count."""
-    hashed = hashlib.blake2b(key=hash_key, digest_size=_DIGEST_BYTES)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        hashed.update(len(data).to_bytes(8, "big"))
-        hashed.update(data)
-    return hashed.hexdigest()
+def _chain_key(kind: KeyKind, value: str) -> Key:
+    return Key(kind=kind, name="chain", value=value)
 
 
-_DIGEST_BYTES: Final = 16
-"""128 bits: with a billion keys the odds of one collision are below 10⁻²⁰."""
-_ACCOUNT_CHARACTERS: Final = 16
+_CLIENTS: Final = (
+    ("claude-cli/", "claude-code"),
+    ("codex", "codex"),
+    ("opencode/", "opencode"),
+    ("pi/", "pi"),
+    ("Anthropic/", "anthropic-sdk"),
+    ("AsyncAnthropic/", "anthropic-sdk"),
+    ("OpenAI/", "openai-sdk"),
+    ("AsyncOpenAI/", "openai-sdk"),
+)

@@ -61,7 +61,8 @@ class Metrics:
 
     def settled(self, row: Row, *, model_is_known: bool) -> None:
         model = row.model if model_is_known else OTHER_MODEL
-        self._turns.labels(row.provider, model, row.status).inc()
+        if row.kind == "turn":
+            self._turns.labels(row.provider, model, row.status).inc()
         if row.usage is not None:
             for kind, count in (
                 ("input", row.usage.input_tokens),

@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from worker.protocol import Booking, Claim, Command, SnapshotWrite
+from worker.protocol import Amend, Booking, Claim, Command, SnapshotWrite
 
 RESEND_SECONDS: Final = 1.0
 """Silence after which a write is sent again: several commits of a loaded worker."""
@@ -24,7 +24,7 @@ IN_FLIGHT_MAX: Final = 1_000
 """Writes sent and not acknowledged: half of what the worker takes into one batch, so that a backlog is not sent only
 to be forgotten."""
 
-Body = Claim | Booking | SnapshotWrite
+Body = Claim | Booking | SnapshotWrite | Amend
 
 
 class OutboxFull(Exception):

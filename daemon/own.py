@@ -6,7 +6,7 @@ One rule: reading only, and nothing here waits for the worker longer than a read
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import unquote
@@ -29,7 +29,15 @@ EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class OwnPaths:
-    def __init__(self, *, link: WorkerClient, metrics: Callable[[], list[protocol.Family]]) -> None:
+    def __init__(
+        self,
+        *,
+        link: WorkerClient,
+        metrics: Callable[[], list[protocol.Family]],
+        account_aliases: Mapping[str, str],
+    ) -> None:
+        self.account_aliases = account_aliases
+        """The operator's names for accounts; may be replaced at any time."""
         self._link = link
         self._metrics = metrics
         self._given_up = asyncio.Event()
@@ -94,7 +102,7 @@ class OwnPaths:
                 await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
                 return
             records = msgspec.json.decode(answer.body, type=list[Record])
-            shown += [session_object(record) for record in records]
+            shown += [session_object(record, self.account_aliases) for record in records]
             after = answer.after
             if not after:
                 break
@@ -109,7 +117,7 @@ class OwnPaths:
         if account is None:
             await _say(incoming, 404, {"error": "no session has that id; see /api/sessions"})
         else:
-            await incoming.respond(200, orjson.dumps(account_object(account)), JSON)
+            await incoming.respond(200, orjson.dumps(account_object(account, self.account_aliases)), JSON)
 
 
 async def _say(incoming: Incoming, status: int, body: dict[str, Any]) -> None:

@@ -47,10 +47,15 @@ def session_page(shown: Mapping[str, Any]) -> str:
     lines = [
         ("Session", shown["session_id"]),
         ("Named by", _naming(shown)),
-        ("Because", shown["reason"]),
+        ("Because", _because(shown)),
         ("Aliases", ", ".join(shown["aliases"]) or None),
+        *(("Changed", change_line(change)) for change in shown["changes"]),
+        ("Started by", shown["parent_session_id"]),
+        ("Forked from", shown["forked_from"]),
+        *(("Sub-agent", session_id) for session_id in shown["sub_agents"]),
+        *(("Fork", session_id) for session_id in shown["forks"]),
         ("Client", shown["client"]),
-        ("Account", shown["account"]),
+        ("Account", _account(shown)),
         ("Model", shown["model"]),
         ("Messages", shown["message_count"]),
         ("First seen", shown["first_seen_at"]),
@@ -58,13 +63,43 @@ def session_page(shown: Mapping[str, Any]) -> str:
         ("Turns", f"{shown['turns']}, {shown['interrupted']} of them interrupted"),
         *((name, f"{shown[field]:,} tokens") for name, field in _TOKENS),
         ("Cost", f"{_cost(shown['cost_nanousd'])}; rows without a price: {shown['unpriced_turns']}"),
+        *_tree_lines(shown),
         ("Cache TTL", shown["resolved_conversation_ttl"]),
         *_gradient_lines(shown["gradient"]),
         *(("Warning", warning) for warning in shown.get("warnings", [])),
     ]
     rows = [_row_line(row) for row in shown["newest_rows"]]
-    header = _ROW_LINE.format("STARTED (UTC)", "KIND", "STATUS", "IN", "OUT", "COST", "WHY")
+    header = _ROW_LINE.format("TURN", "STARTED (UTC)", "KIND", "STATUS", "IN", "OUT", "COST", "WHY")
     return "\n".join([_aligned(lines), "", header, *rows])
+
+
+def changed_page(shown: Mapping[str, Any]) -> str:
+    """What came of a correction."""
+    done, number = _did(shown), shown["change"]
+    if shown["verb"] == "undo":
+        left = f"; {_turns(shown['stayed'])} made since stay in {shown['other_id']}" if shown["stayed"] else ""
+        return _plain(f"change {number}: {done}{left}")
+    return _plain(f"change {number}: {done}; `perdure session undo {number}` takes it back")
+
+
+def change_line(shown: Mapping[str, Any]) -> str:
+    """One correction as the log tells it."""
+    at = (shown["at"] or "")[:19].replace("T", " ")
+    undone = f"; undone by change {shown['undone_by']}" if shown["undone_by"] else ""
+    return _plain(f"change {shown['change']}, {at}: {_did(shown)}{undone}")
+
+
+def _did(shown: Mapping[str, Any]) -> str:
+    moved, session_id, other_id = _turns(shown["moved"]), shown["session_id"], shown["other_id"]
+    if shown["verb"] == "merge":
+        return f"merged {session_id} into {other_id}, {moved}"
+    if shown["verb"] == "split":
+        return f"split {moved} off {session_id} into {other_id}"
+    return f"took back change {shown['undoes']}, {moved} between {session_id} and {other_id}"
+
+
+def _turns(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _naming(shown: Mapping[str, Any]) -> str:
@@ -73,17 +108,34 @@ def _naming(shown: Mapping[str, Any]) -> str:
     return f"fingerprint {shown['fingerprint']}" if shown["fingerprint"] else "its first messages"
 
 
+def _account(shown: Mapping[str, Any]) -> str | None:
+    alias = shown["account_alias"]
+    return f"{alias} ({shown['account']})" if alias else shown["account"]
+
+
+def _tree_lines(shown: Mapping[str, Any]) -> list[tuple[str, object]]:
+    if not shown["sub_agents"]:
+        return []
+    return [("  in all", f"{_cost(shown['tree_cost_nanousd'])} with its sub-agents")]
+
+
 def _row_line(row: Mapping[str, Any]) -> str:
     kinds = [row[field] for name, field in _TOKENS if field != "output_tokens"]
     return _ROW_LINE.format(
+        _plain(row["event_id"])[:SHORT_ID_CHARACTERS],
         (row["started_at"] or "")[:19].replace("T", " "),
         row["kind"],
         row["status"] if row["settled"] else "running",
         "?" if None in kinds else _short(sum(kinds)),
         "?" if row["output_tokens"] is None else _short(row["output_tokens"]),
         _cost(row["cost_nanousd"]),
-        _plain(row["reason"]),
+        _plain(_because(row)),
     ).rstrip()
+
+
+def _because(shown: Mapping[str, Any]) -> str:
+    """Why it was given this session, and how sure that is."""
+    return f"{shown['reason']} ({shown['confidence']})" if shown["confidence"] else shown["reason"]
 
 
 def _aligned(lines: Iterable[tuple[str, object]]) -> str:
@@ -144,5 +196,5 @@ _TOKENS: Final = (
     ("Output", "output_tokens"),
 )
 _SESSION_LINE: Final = "{:<12} {:<12} {:<19} {:>5} {:>6} {:>6} {:>8}  {}"
-_ROW_LINE: Final = "{:<19} {:<6} {:<11} {:>6} {:>6} {:>8}  {}"
+_ROW_LINE: Final = "{:<12} {:<19} {:<6} {:<11} {:>6} {:>6} {:>8}  {}"
 SESSIONS_HEADER: Final = _SESSION_LINE.format("SESSION", "CLIENT", "MODEL", "TURNS", "IN", "OUT", "COST", "LAST")

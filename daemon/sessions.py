@@ -17,21 +17,42 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from daemon import state as states
-from daemon.held import Held, Phase
-from daemon.identity import HashKeys
+from daemon.chain import HashKeys
+from daemon.held import LINKS_MAX, Held, Phase
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, OutboxFull
 from daemon.state import EMPTY
 from worker import protocol
-from worker.protocol import Command, Naming, Row
+from worker.protocol import Command, Kind, Naming, Row, Why
+from worker.roles import Role, said_of_side
 
 HELD_MAX: Final = 20_000
 """Sessions in memory, about 4 KB each; the least recently used clean ones are let go."""
+
+
+CLAIMS_MAX: Final = 4
+"""Claims one request waits for, its own and those of others before it; more than one is rare."""
+
+
+class Place(NamedTuple):
+    """Where a request belongs."""
+
+    held: Held
+    naming: Naming
+    """By which to book it."""
+    role: Role
+
+
+class KeyFile(Protocol):
+    """Where the store's key is kept for daemons that start without the worker (`daemon.keyfile`)."""
+
+    def read(self) -> bytes | None: ...
+    def keep(self, key: bytes) -> None: ...
 
 
 class Link(Protocol):
@@ -46,7 +67,15 @@ class Link(Protocol):
 class Sessions:
     """All sessions held here.  Belongs to the event loop's thread; nothing awaits between reading and writing back."""
 
-    def __init__(self, *, index: KeyIndex, early_key: bytes, log: logging.Logger, limit: int = HELD_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        index: KeyIndex,
+        early_key: bytes,
+        log: logging.Logger,
+        key_file: KeyFile | None = None,
+        limit: int = HELD_MAX,
+    ) -> None:
         self._index = index
         self._log = log
         self._limit = limit
@@ -54,7 +83,8 @@ class Sessions:
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._aliases: dict[str, str] = {}
         self._claims: dict[int, Held] = {}
-        self.hash_keys = HashKeys(store=None, early=early_key)
+        self._key_file = key_file
+        self.hash_keys = HashKeys(store=key_file.read() if key_file else None, early=early_key)
 
     def start(self, link: Link) -> None:
         self._link = link
@@ -69,36 +99,64 @@ class Sessions:
 
     # -- the way of a request ----------------------------------------------------------------------------------------
 
-    async def hold(self, naming: Naming) -> tuple[Held, Naming]:
-        """The session of a main turn, owned by this daemon, or as well as can be known without the worker; and the
-        naming by which to book the turn.  Raises OutboxFull."""
+    async def hold(self, naming: Naming, aside: str = "") -> Place:
+        """The session of a request.  For a turn it is owned by this daemon, or as well as can be known without the
+        worker; a call beside the conversation claims nothing.  `aside`: why the request by itself is no turn, or ''.
+        Raises OutboxFull."""
         held = self._find(naming)
-        reason = naming.reason if held.session_id == naming.session_id else _CONTINUES
-        if held.phase is not Phase.OWNED:
-            if held.phase is Phase.LOST:
-                self._claim(held, _under(held, naming))
-            asked, claimed = 0, True
-            while claimed and held.claim_sequence != asked:  # Each page of rows is a claim that goes on.
-                asked = held.claim_sequence
-                claimed = await self._link.acknowledged(asked)
-                held = self.current(held)
-            reason = (held.claim_reason if claimed else "") or reason
-            if not claimed and not held.naming.confirmed:
-                # The worker fell silent over this very claim: what the index knows is the best there is.  When the
-                # claim is answered it joins the two.
-                known = self._continued(naming)
-                if known is not None and known is not held:
-                    held, reason = known, _CONTINUES
-                    if held.phase is Phase.LOST:
-                        self._claim(held, _under(held, naming))
-        return held, replace(_under(held, naming), reason=reason)
+        if aside:
+            return _beside(held, naming, "side", aside)
+        why = naming.why if held.session_id == naming.session_id else _CONTINUES
+        for _ in range(CLAIMS_MAX):
+            if held.phase is Phase.OWNED:
+                break
+            asked = held.phase is Phase.LOST and self._claim(held, _with_history(_under(held, naming), naming))
+            held, is_claimed = await self._claim_answered(held)
+            if asked and asked in held.besides:
+                return _beside(held, naming, *held.besides.pop(asked))
+            if is_claimed and not asked and held.phase is Phase.LOST:
+                continue  # It waited for the claim of a request that was no turn: it has to ask for itself.
+            why = (held.claim_why if is_claimed and held.claim_why.reason else None) or why
+            if not is_claimed and not held.naming.confirmed:
+                held, why = self._best_known(held, naming, why)
+            break
+        role, beside = held.role_of(naming)
+        if role != "turn":
+            return _beside(held, naming, role, beside)
+        held.links.extend(reversed(naming.continues[: LINKS_MAX // 2]))
+        under = _under(held, naming)
+        if held.phase is Phase.OWNED:
+            return Place(held, replace(under, why=why, is_judged=True), "turn")
+        # The worker will judge a named session's request, and needs all there is to know.
+        continues = naming.continues if naming.is_named else under.continues
+        return Place(held, replace(under, why=why, continues=continues), "turn")
+
+    async def _claim_answered(self, held: Held) -> tuple[Held, bool]:
+        """Wait for the claim that is on its way; False: the worker did not answer."""
+        asked, is_claimed = 0, True
+        while is_claimed and held.claim_sequence != asked and held.phase is Phase.CLAIMING:
+            asked = held.claim_sequence  # Each page of rows is a claim that goes on.
+            is_claimed = await self._link.acknowledged(asked)
+            held = self.current(held)
+        return held, is_claimed
+
+    def _best_known(self, held: Held, naming: Naming, why: Why) -> tuple[Held, Why]:
+        """The worker fell silent over this very claim: what the index knows is the best there is.  When the claim is
+        answered it joins the two."""
+        known = self._continued(naming)
+        if known is None or known is held:
+            return held, why
+        if known.phase is Phase.LOST:
+            self._claim(known, _under(known, naming))
+        return known, _CONTINUES
 
     def current(self, held: Held) -> Held:
         """The session under the name it has now: a claim answered late may have joined it with another."""
         return self._at(held.session_id) or held
 
-    def begun(self, held: Held, naming: Naming) -> None:
-        """A turn of the session was booked under these keys."""
+    def begun(self, held: Held, naming: Naming, row: Row) -> None:
+        """A request of the session was booked under these keys."""
+        held.begun(naming, _role_of(row))
         if self.hash_keys.store is None and naming.chain_length:
             self.hash_keys = replace(self.hash_keys, early_was_used=True)
         self._index.learn(held.session_id, naming.keys)
@@ -107,6 +165,7 @@ class Sessions:
         """A turn ended here: it is part of the state at once, and of the base when the worker has placed it."""
         held = self.current(held)
         held.pending[row.event_id] = row
+        held.answered(naming, _role_of(row))
         self._index.learn(held.session_id, naming.keys)
 
     # -- the tick ----------------------------------------------------------------------------------------------------
@@ -170,19 +229,29 @@ class Sessions:
     def indexed(self, entries: list[protocol.IndexEntry]) -> None:
         self._index.load(entries)
 
+    def amended(self) -> None:
+        """An operator merged or split sessions: what was heard of names before may be wrong now.  Whose positions moved
+        is nobody's, and is claimed again."""
+        self._aliases.clear()
+        self._index.clear()
+
     def welcomed(self, welcome: protocol.Welcome, *, new_store: bool) -> None:
-        self.hash_keys = replace(self.hash_keys, store=bytes.fromhex(welcome.hash_key))
+        key = bytes.fromhex(welcome.hash_key)
+        self.hash_keys = replace(self.hash_keys, store=key)
+        if self._key_file is not None:
+            self._key_file.keep(key)
         if new_store:
             self._log.warning("the store is another one than before: every session is claimed again")
             self._forget_all()
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
-    def _claim(self, held: Held, naming: Naming, after: int = -1) -> None:
-        sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=naming, after=after))
+    def _claim(self, held: Held, naming: Naming) -> int:
+        sequence = self._link.put(Command.CLAIM, protocol.Claim(naming=naming))
         held.become(Phase.CLAIMING)
         held.claim_sequence = sequence
         self._claims[sequence] = held
+        return sequence
 
     def _claimed(self, entry: Entry, reply: protocol.Reply) -> None:
         held = self._claims.pop(entry.sequence, None)
@@ -190,8 +259,16 @@ class Sessions:
             return  # A page of a claim that was given up: a later claim brings all.
         held = self._renamed(held, reply.session_id)
         if held.claim_sequence != entry.sequence:
+            held.claim_why = reply.why
             return  # It was joined with a session that is ours already, or whose own claim is on its way.
         assert isinstance(entry.body, protocol.Claim)
+        if reply.role != "turn":
+            held.besides[entry.sequence] = (reply.role, reply.why.reason)
+            while len(held.besides) > CLAIMS_MAX:
+                del held.besides[next(iter(held.besides))]
+            held.become(Phase.LOST)
+            return
+        held.shape = reply.shape
         if entry.body.after >= 0 and reply.epoch != held.epoch:
             # Another daemon owned it between two pages: the snapshot that came with the first one may be outdone.
             held.rebuilding = held.restored = None
@@ -201,7 +278,8 @@ class Sessions:
             self._kept(held, reply)
             return
         held.epoch = reply.epoch
-        held.claim_reason = reply.reason
+        held.place((), reply.epoch)
+        held.claim_why = reply.why
         if not self._restore(held, reply):
             return
         if held.phase is Phase.CLAIMING:
@@ -209,8 +287,8 @@ class Sessions:
 
     def _kept(self, held: Held, reply: protocol.Reply) -> None:
         """Nobody else owned it since: what is here is newer than any snapshot, and only rows were missing."""
-        held.claim_reason = reply.reason
-        held.place(reply.rows)
+        held.claim_why = reply.why
+        held.place(reply.rows, reply.epoch)
         if reply.more:
             self._ask_on(held, after=reply.rows[-1].position)
         else:
@@ -248,7 +326,7 @@ class Sessions:
             held.generation += 1
         held.restored = held.rebuilding = None
         placed, held.placed = held.placed, {}
-        held.place(placed.values())
+        held.place(placed.values(), held.placed_epoch)
         held.advance()
 
     def _ask_on(self, held: Held, after: int) -> None:
@@ -278,10 +356,10 @@ class Sessions:
                 known.become(Phase.CLAIMING)
                 known.claim_sequence = held.claim_sequence
                 known.rebuilding = known.restored = None
-            known.place(held.placed.values())
+            known.place(held.placed.values(), held.placed_epoch)
             held.pending, held.placed, held.turns_in_flight, held.naming = {}, {}, 0, known.naming
             return known
-        held.naming = _confirmed(held.naming, session_id)
+        held.naming = _bare(held.naming, session_id)
         self._held[session_id] = held
         return held
 
@@ -293,10 +371,13 @@ class Sessions:
             return
         if held.session_id != reply.session_id:
             held = self._renamed(held, reply.session_id)
+        held.shape = reply.shape or held.shape
         rows = list(reply.rows)
         if booking.row.is_settled and reply.position:
-            rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position))
-        held.place(rows)
+            # What was booked as a turn may have turned out to be a call beside the conversation.
+            kind: Kind = "side" if reply.role == "side" else booking.row.kind
+            rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position, kind=kind))
+        held.place(rows, reply.epoch)
         if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
             held.become(Phase.LOST)
 
@@ -323,17 +404,26 @@ class Sessions:
         return held
 
     def _continued(self, naming: Naming) -> Held | None:
+        if naming.is_named:
+            return None
+        if self._link.is_heard:
+            return self._surely_continued(naming)  # Else the worker is the truth: the claim asks it.
         session_id = self._index.continued(naming.continues)
         if not session_id:
             return None
         held = self._at(session_id)
-        if held is not None and held.phase is Phase.OWNED:
-            return held
-        if self._link.is_heard:
-            return None  # The worker is the truth: the claim asks it.
         if held is None:
-            held = Held(_confirmed(naming, session_id))
+            held = Held(_bare(naming, session_id))
             self._held[held.session_id] = held
+        return held
+
+    def _surely_continued(self, naming: Naming) -> Held | None:
+        """The session of which the worker would say the same: ours, at its last answer, and not busy.  What goes on
+        from an earlier one may be a conversation that began alike, and of two that go on at once one is a fork."""
+        session_id = self._index.continued(naming.continues[:1])
+        held = self._at(session_id) if session_id else None
+        if held is None or held.phase is not Phase.OWNED or held.turns_in_flight or held.is_doubted(naming):
+            return None
         return held
 
     def _at(self, session_id: str) -> Held | None:
@@ -354,7 +444,7 @@ class Sessions:
         self._index.clear()
         for held in self._held.values():
             held.base, held.placed, held.rebuilding, held.restored = None, {}, None, None
-            held.generation = held.acked_generation = held.snapshot_in_flight = held.epoch = 0
+            held.generation = held.acked_generation = held.snapshot_in_flight = held.epoch = held.placed_epoch = 0
             if held.phase is Phase.OWNED:
                 held.become(Phase.LOST)
 
@@ -380,6 +470,25 @@ def _confirmed(naming: Naming, session_id: str) -> Naming:
     return replace(naming, session_id=session_id, confirmed=True, continues=[], retry="")
 
 
-_CONTINUES: Final = "continues the conversation of this session"
+def _with_history(under: Naming, naming: Naming) -> Naming:
+    """Also of a session that is known it tells what a request is to it."""
+    return replace(under, continues=naming.continues)
+
+
+def _bare(naming: Naming, session_id: str) -> Naming:
+    """What a held session has to remember of the request that named it."""
+    return replace(_confirmed(naming, session_id), keys=[], hints=[], shape=None)
+
+
+def _beside(held: Held, naming: Naming, role: Role, reason: str) -> Place:
+    why = Why(reason=said_of_side(naming.why.origin, reason), origin=naming.why.origin, confidence="likely")
+    return Place(held, replace(_under(held, naming), why=why), role)
+
+
+def _role_of(row: Row) -> Role:
+    return "turn" if row.kind == "turn" else "side"
+
+
+_CONTINUES: Final = Why(reason="continues the conversation of this session", origin="content", confidence="proven")
 _EVICTION_LOOK: Final = 64
 """Least recently used sessions looked at for one that may go."""

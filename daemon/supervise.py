@@ -1,6 +1,7 @@
-"""supervisord as `perdure up` runs it: it hears of a child's death when it happens.
+"""supervisord as `perdure up` runs it: it hears of a child's death when it happens, and passes SIGHUP on.
 
-One rule: supervisord itself is untouched; one more descriptor is in what its loop waits for, and that is all.
+One rule: supervisord does what its manual says, with one exception: to it SIGHUP means "start everything anew"
+(`supervisorctl reload` still does), to an operator "read the configuration again", which daemons do by themselves.
 
 Theory.  supervisord takes turns.  A turn waits up to a second for anything to read, starts what is to be started, and
 then looks who has died; a signal was meant to end the wait, but since Python 3.5 a wait goes on after a signal.  The
@@ -14,10 +15,42 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 from supervisor import supervisord
 from supervisor.medusa import asyncore_25 as loop
+from supervisor.states import SIGNALLABLE_STATES
+
+
+class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no types
+    """Takes SIGHUP out of supervisord's hands and gives it to the daemons, each of which goes on as it is."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._is_reload_wanted = False
+
+    def runforever(self) -> None:
+        """supervisord has just set its own handlers."""
+        signal.signal(signal.SIGHUP, self._want_reload)
+        super().runforever()
+
+    def _want_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_reload_wanted = True
+
+    def handle_signal(self) -> None:
+        """The end of every turn."""
+        if self._is_reload_wanted:
+            self._is_reload_wanted = False
+            self._reload_daemons()
+        super().handle_signal()
+
+    def _reload_daemons(self) -> None:
+        self.options.logger.info("received SIGHUP: daemons read their settings again")
+        group = self.process_groups.get("daemon")  # supervisorctl can take it out.
+        for daemon in group.processes.values() if group else ():
+            if daemon.state in SIGNALLABLE_STATES:
+                daemon.signal(signal.SIGHUP)
 
 
 class Ear:
@@ -44,7 +77,7 @@ class Ear:
 
 def hear_signals() -> None:
     """Let every signal end the loop's wait."""
-    # A reload (SIGHUP) closes every descriptor from 5 on.  With what was inherited gone, the pipe's are 3 and 4.
+    # supervisorctl's reload closes every descriptor from 5 on.  With what was inherited gone, the pipe's are 3 and 4.
     os.closerange(3, _INHERITED_MAX)
     hears, tells = os.pipe()
     os.set_blocking(hears, False)
@@ -59,4 +92,7 @@ _INHERITED_MAX: Final = 256
 
 if __name__ == "__main__":
     hear_signals()
+    # A child is deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    supervisord.Supervisor = Supervisor
     supervisord.main()

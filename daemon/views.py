@@ -6,6 +6,7 @@ whatever the tick.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +14,12 @@ from msgspec import structs
 
 from daemon import state as states
 from daemon.state import EMPTY, SessionState
-from worker.protocol import Row
-from worker.records import Account, Record
+from worker.protocol import Row, Why
+from worker.records import Account, Change, Record
 
 
-def session_object(record: Record) -> dict[str, Any]:
-    """One session, with the fields the contract names."""
+def session_object(record: Record, account_aliases: Mapping[str, str]) -> dict[str, Any]:
+    """One session, with the fields the contract names.  `account_aliases`: the operator's names for accounts."""
     session, sums = record.session, record.sums
     state, warnings = _state(record)
     cost = sums.cost_nanousd if sums.priced else None
@@ -28,6 +29,7 @@ def session_object(record: Record) -> dict[str, Any]:
         "forked_from": session.forked_from,
         "client": session.client or None,
         "account": session.account or None,
+        "account_alias": account_aliases.get(session.account),
         "header_name": session.header_name,
         "header_session_id": session.header_session_id,
         "fingerprint": session.fingerprint,
@@ -43,7 +45,7 @@ def session_object(record: Record) -> dict[str, Any]:
         "output_tokens": sums.output_tokens,
         "cost_nanousd": cost,
         "unpriced_turns": sums.unpriced,
-        "tree_cost_nanousd": cost,
+        "tree_cost_nanousd": record.tree.cost_nanousd if record.tree.priced else None,
         "resolved_conversation_ttl": state.warming.ttl,
         "warmup": _warmup(state),
         "gradient": _gradient(state),
@@ -53,17 +55,26 @@ def session_object(record: Record) -> dict[str, Any]:
     return shown
 
 
-def account_object(account: Account) -> dict[str, Any]:
+def account_object(account: Account, account_aliases: Mapping[str, str]) -> dict[str, Any]:
     """One session in full."""
-    shown = session_object(account.record)
-    shown["reason"] = account.record.session.reason
+    shown = session_object(account.record, account_aliases)
+    shown |= _why(account.record.session.why)
     shown["aliases"] = account.aliases
+    shown["sub_agents"] = account.children
+    shown["forks"] = account.forks
+    shown["changes"] = [change_object(change) for change in account.changes]
     shown["epoch"] = account.record.session.epoch
     shown["owner"] = account.record.session.owner or None
     shown["snapshot_generation"] = account.record.session.snapshot.generation if account.record.session.snapshot else 0
     shown["keys"] = [{"kind": kind, "name": name, "value": value} for kind, name, value in account.keys]
     shown["newest_rows"] = [row_object(row) for row in account.newest]
     return shown
+
+
+def change_object(change: Change) -> dict[str, Any]:
+    """A correction by an operator."""
+    shown = {name: getattr(change, name) for name in Change.__struct_fields__}
+    return {"change": shown.pop("number"), **shown, "at": _iso(change.at)}
 
 
 def row_object(row: Row) -> dict[str, Any]:
@@ -84,8 +95,12 @@ def row_object(row: Row) -> dict[str, Any]:
         "cache_write_tokens": usage.cache_write_tokens if usage else None,
         "output_tokens": usage.output_tokens if usage else None,
         "cost_nanousd": row.cost_nanousd,
-        "reason": row.reason,
+        **_why(row.why),
     }
+
+
+def _why(why: Why) -> dict[str, Any]:
+    return {"reason": why.reason, "origin": why.origin or None, "confidence": why.confidence or None}
 
 
 def _state(record: Record) -> tuple[SessionState, tuple[str, ...]]:

@@ -58,6 +58,7 @@ class Listener(Protocol):
     def refused(self, entry: Entry, reason: str) -> None: ...
     def lost(self, lost: protocol.Lost) -> None: ...
     def indexed(self, entries: list[protocol.IndexEntry]) -> None: ...
+    def amended(self) -> None: ...
     def welcomed(self, welcome: protocol.Welcome, *, new_store: bool) -> None: ...
 
 
@@ -78,6 +79,7 @@ class WorkerClient:
         self._emptied = asyncio.Event()
         self.unacknowledged_answers = 0
         self._committing = True
+        self._changes: int | None = None
         self._address = address
         self._hello = hello
         self._outbox = outbox
@@ -234,8 +236,9 @@ class WorkerClient:
                 self._welcomed(welcome)
             case protocol.WhoAreYou():
                 self._welcome_again()
-            case protocol.Pong(committing=committing):
+            case protocol.Pong(committing=committing, changes=changes):
                 self._committing = committing
+                self._changed(changes)
             case protocol.Acks(replies=replies):
                 for reply in replies:
                     self._acked(reply)
@@ -260,6 +263,7 @@ class WorkerClient:
         if self.state is not LinkState.READY:
             self._become(LinkState.READY)
         self._listener.welcomed(welcome, new_store=new_store)
+        self._changed(welcome.changes)
         if new_store:
             self.preloaded.clear()
         if not self.preloaded.is_set():
@@ -300,6 +304,15 @@ class WorkerClient:
             self._send(Command.INDEX, protocol.IndexRequest(before=page.before))
         else:
             self.preloaded.set()
+
+    def _changed(self, changes: int) -> None:
+        """An operator moved keys between sessions: what is remembered of them is forgotten, and asked for again."""
+        former, self._changes = self._changes, changes
+        if former is not None and former != changes:
+            self._listener.amended()
+            if self.preloaded.is_set():
+                self._indexed_keys = 0
+                self._send(Command.INDEX, protocol.IndexRequest())
 
     def _become(self, state: LinkState) -> None:
         assert state in _MOVES[self.state], (self.state, state)

@@ -204,7 +204,7 @@ class Gateway:
 
     def sessions(self) -> list[dict[str, Any]]:
         """The objects of `perdure sessions --json`, newest first, as they are committed now."""
-        return [session_object(record) for record in self.records()]
+        return [session_object(record, {}) for record in self.records()]
 
     def session(self, session_id: str) -> dict[str, Any]:
         """One of them by its id."""

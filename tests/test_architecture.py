@@ -22,7 +22,7 @@ NAMES = sorted(TREES)
 LINES_MAX = 70
 LINES_P90_MAX = 40
 
-SHARED = {"protocol", "runtime", "settings", "metrics", "records"}
+SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records"}
 """What a daemon may use of the worker's layer."""
 ALSO = {"daemon/cli.py": {"store"}}
 """The command line reads the database itself, so that it works with every process dead."""
@@ -35,17 +35,24 @@ EDGES = {
 PURE = [
     "worker/protocol.py",
     "worker/batch.py",
+    "worker/hints.py",
+    "worker/roles.py",
+    "worker/stored.py",
     "worker/ledger.py",
     "worker/tables.py",
     "worker/records.py",
     "worker/census.py",
+    "daemon/accounts.py",
     "daemon/booking.py",
+    "daemon/chain.py",
     "daemon/cost.py",
     "daemon/gradient.py",
+    "daemon/hints.py",
     "daemon/identity.py",
     "daemon/index.py",
     "daemon/outbox.py",
     "daemon/routing.py",
+    "daemon/shape.py",
     "daemon/state.py",
     "daemon/views.py",
     "daemon/warming.py",

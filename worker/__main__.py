@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] = ()) -> int:
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT.  Raises Fatal with the exit status and the remedy."""
     runtime.die_with_parent()
+    # Nothing that a worker was told can change while it runs: who asks for that means the daemons.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = runtime.start_logging("worker", settings.log_level)
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)

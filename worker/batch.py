@@ -1,7 +1,7 @@
 """Group commit: what one transaction does to the store, and what each sender is told.
 
-One rule: everything that decides over a write is here and is pure; `Tables` is the store as this file sees it, kept by
-SQLite in the worker and by dictionaries in the simulation.  Nothing here knows sockets, clocks or SQL.
+One rule: everything that decides over a write is here, and in `roles` and `hints`, and is pure; `Tables` is the store
+as they see it.  Nothing here knows sockets, clocks or SQL.
 
 Theory of operation.  `apply` takes the writes that arrived while the last commit ran, in the order of arrival, inside
 one transaction.  Writes may be lost, repeated, late and reordered, so each rule below makes one of these harmless:
@@ -16,18 +16,20 @@ Sums move by the difference that a row made, so usage counts exactly once howeve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from worker.ledger import DayKey, Sums, day_key, sums_of_day, sums_of_session
+from worker import hints
+from worker.amend import amend
+from worker.ledger import Sums, day_key, sums_of_day, sums_of_session
 from worker.protocol import (
     ROWS_PER_REPLY_MAX,
+    Amend,
     Booking,
     Claim,
-    Key,
     KeyKind,
     Lost,
     Naming,
@@ -35,59 +37,15 @@ from worker.protocol import (
     Row,
     Snapshot,
     SnapshotWrite,
+    Why,
 )
+from worker.roles import Role, role_of, said_of_side, shape_after
+from worker.stored import Holder, Session, Tables
 
 RETRY_MILLISECONDS: Final = 10 * 60 * 1000
 """How long the same body again may be a retry.  SDKs give up on a request after ten minutes."""
-
-
-class Session(Struct, frozen=True, kw_only=True):
-    """A session as the store knows it: identity, ownership, and the last snapshot of its state."""
-
-    session_id: str
-    parent_session_id: str | None = None
-    forked_from: str | None = None
-    client: str = ""
-    account: str = ""
-    model: str = ""
-    message_count: int = 0
-    first_seen_at: int
-    last_seen_at: int
-    chain_length: int = 0
-    epoch: int = 0
-    owner: str = ""
-    last_position: int = 0
-    reason: str = ""
-    fingerprint: str | None = None
-    header_session_id: str | None = None
-    header_name: str | None = None
-    snapshot: Snapshot | None = None
-
-
-class Holder(Struct, frozen=True):
-    """A session that holds a chain value, and the request that gave it."""
-
-    session_id: str
-    event_id: str
-    at: int
-
-
-class Tables(Protocol):
-    """The store, inside one transaction."""
-
-    def session(self, session_id: str) -> Session | None: ...
-    def put_session(self, session: Session) -> None: ...
-    def put_snapshot(self, session_id: str, snapshot: Snapshot) -> None: ...
-    def alias(self, session_id: str) -> str | None: ...
-    def put_alias(self, alias: str, session_id: str) -> None: ...
-    def row(self, event_id: str) -> Row | None: ...
-    def put_row(self, row: Row) -> None: ...
-    def rows_after(self, session_id: str, position: int, limit: int) -> list[Row]: ...
-    def holders(self, kinds: Sequence[KeyKind], value: str) -> list[Holder]: ...
-    def put_key(self, key: Key, session_id: str, event_id: str, at: int) -> None: ...
-    def drop_keys(self, session_id: str, kinds: Sequence[KeyKind]) -> None: ...
-    def add_to_session(self, session_id: str, sums: Sums) -> None: ...
-    def add_to_day(self, day: DayKey, sums: Sums) -> None: ...
+WHY_CHARACTERS_MAX: Final = 512
+"""What the protocol lets a text have: one that is put together of a peer's must travel too."""
 
 
 class Write(Struct, frozen=True):
@@ -95,7 +53,7 @@ class Write(Struct, frozen=True):
 
     boot: str
     sequence: int
-    body: Claim | Booking | SnapshotWrite
+    body: Claim | Booking | SnapshotWrite | Amend
 
 
 class Outcome(Struct, frozen=True):
@@ -103,6 +61,8 @@ class Outcome(Struct, frozen=True):
 
     replies: list[tuple[str, Reply]]
     lost: list[tuple[str, Lost]]
+    changes: int = 0
+    """Number of the newest change by an operator, if there was one."""
 
 
 def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now: int) -> Outcome:
@@ -110,6 +70,7 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
     replies: list[tuple[str, Reply]] = []
     lost: list[tuple[str, Lost]] = []
     told: dict[tuple[str, str], int] = {}
+    changes = 0
     for write in writes:
         match write.body:
             case Claim():
@@ -119,20 +80,32 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
             case Booking():
                 reply, parted = book(tables, write.body, write, live=live, told=told)
                 lost += parted
+            case Amend():
+                amended, owners = amend(tables, write.body, live=live, now=now)
+                reply = Reply(sequence=write.sequence, session_id=amended.other_id, amended=amended)
+                lost += owners
+                changes = max(changes, amended.change)
+                told.clear()  # Positions are given anew.
             case _:
                 reply = keep(tables, write.body, write)
         replies.append((write.boot, reply))
-    return Outcome(replies, lost)
+    return Outcome(replies, lost, changes)
 
 
 def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], now: int) -> tuple[Reply, str]:
     """Make the sender the owner; say what is known.  Also gives the boot that owned the session before, or ''.
 
+    A request that is no turn of the session is only told so: it claims nothing.
+
     The former owner is told, once, and not asked; where it does not hear, the fence holds.  Everything its finished
     turns taught is in the ledger: the last snapshot and the rows since are the whole state already, and no claim ever
     waits for a slow or dead daemon.
     """
-    session, reason = resolve(tables, body.naming, at=now, live=live)
+    session, why = resolve(tables, body.naming, at=now, live=live)
+    role, beside = _role(tables, session, body.naming)
+    if role != "turn":
+        why = replace(body.naming.why, reason=beside, confidence="likely")
+        return _reply(tables, session, write, session.last_position, why=why, role=role), ""
     former = ""
     if session.owner != write.boot:
         former = session.owner
@@ -140,7 +113,7 @@ def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], no
         tables.put_session(session)
     snapshot = session.snapshot
     position = (snapshot.position if snapshot else 0) if body.after < 0 else body.after
-    return _reply(tables, session, write, position, reason=reason, claimed=True), former
+    return _reply(tables, session, write, position, why=why, claimed=True), former
 
 
 def book(
@@ -151,12 +124,13 @@ def book(
     `told`: up to which position each sender was told of each session by this batch already.  A backlog was written
     before anything of it was heard, and would else be told the same rows with every write of it.
     """
-    session, reason = resolve(tables, body.naming, at=body.row.started_at, live=live)
+    session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
     before = tables.row(body.row.event_id)
     parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
-    row = replace(body.row, session_id=session.session_id, reason=reason or body.row.reason, position=0)
+    row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
     if supersedes(row, before):
+        row = _judged(tables, session, body.naming, row, before)
         if row.is_settled:
             session = replace(session, last_position=session.last_position + 1)
             row = replace(row, position=session.last_position)
@@ -164,16 +138,29 @@ def book(
         _move_sums(tables, before, row)
         tables.put_session(_learned(session, body.naming, row, is_entered=before is None))
         _learn_keys(tables, session, body.naming, row)
+        if row.kind == "turn" and before is None:
+            hints.learn(tables, session, body.naming)
         parted = _part(tables, body.naming)
         session = tables.session(session.session_id) or session
     elif before is not None:
         row = before
     place = (write.boot, session.session_id)
-    seen = max(body.seen, told.get(place, 0))
-    reply = _reply(tables, session, write, seen, reason=row.reason, position=row.position, epoch=body.epoch)
-    told[place] = reply.rows[-1].position if reply.rows else seen
-    # The sender has its own row; only what others settled is news.
-    return replace(reply, rows=[other for other in reply.rows if other.event_id != row.event_id]), parted
+    # A call beside the conversation folds nothing, so its sender is told nothing.
+    seen = max(body.seen, told.get(place, 0)) if body.row.kind == "turn" else session.last_position
+    reply = _reply(tables, session, write, seen, why=row.why, position=row.position, epoch=body.epoch)
+    if body.row.kind == "turn":
+        told[place] = reply.rows[-1].position if reply.rows else seen
+    return (
+        replace(
+            reply,
+            role="side" if row.kind == "side" else "turn",
+            # Who did not know what the session is set up with when it claimed it may know now.
+            shape=None if body.naming.is_judged else session.shape,
+            # The sender has its own row; only what others settled is news.
+            rows=[other for other in reply.rows if other.event_id != row.event_id],
+        ),
+        parted,
+    )
 
 
 def keep(tables: Tables, body: SnapshotWrite, write: Write) -> Reply:
@@ -214,39 +201,60 @@ def is_newer(session: Session, snapshot: Snapshot) -> bool:
 # -- identity ------------------------------------------------------------------------------------------------------
 
 
-def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session, str]:
-    """The session a naming means, created if there is none; and why, where the store had to decide ('' otherwise)."""
+def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session, Why | None]:
+    """The session a naming means, created if there is none; and why, where the store had to decide (else None)."""
     canonical = tables.alias(naming.session_id) or naming.session_id
     session = tables.session(canonical)
     if session is not None:
-        return session, ""
-    if not naming.confirmed:
-        found, reason = _continued(tables, naming, at=at, live=live)
+        return session, None
+    if not naming.confirmed and not naming.is_named:
+        found, why = _recognised(tables, naming, at=at, live=live)
         if found is not None:
             # Also for a claim: what was booked under the proposed id before its answer came must find the session
             # when the keys have moved on.
             tables.put_alias(naming.session_id, found.session_id)
-            return found, reason
+            return found, why
+    origin = _forked_from(tables, naming)
     session = Session(
         session_id=canonical,
+        parent_session_id=_parent(tables, naming, canonical),
+        forked_from=origin,
         first_seen_at=at,
         last_seen_at=at,
         client=naming.client,
         account=naming.account,
         header_name=naming.header_name or None,
         header_session_id=naming.header_session_id or None,
-        reason=naming.reason,
+        why=naming.why,
     )
     tables.put_session(session)
-    return session, ""
+    reason = f"{naming.why.reason}; a fork of {origin}"
+    return session, replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX]) if origin else None
 
 
-def _continued(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session | None, str]:
-    """The one session whose conversation this request provably continues or repeats.
+def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session | None, Why | None]:
+    """The one session whose conversation this request provably continues or repeats, or that a learned header names.
 
-    Two sessions holding the same value are content-equal strangers: nothing tells which one speaks, and a wrong split
-    is preferred to a wrong merge.
+    Sessions holding the same value are content-equal strangers.  A hint that only one of them came with tells which
+    speaks; else nothing does, and a wrong split is preferred to a wrong merge.
     """
+    found, why = _proven(tables, naming, at=at, live=live)
+    if len(found) > 1:
+        found = hints.chosen(tables, found, naming.hints)
+    found = {each for each in found if not hints.denied(tables, each, naming)}
+    if len(found) == 1:
+        return tables.session(found.pop()), why
+    named, header = hints.named_alone(tables, naming)
+    if named:
+        reason = f"the header {header}, learned to name this client's sessions, has the value of this session"
+        origin = f"learned header {header}"
+        why = Why(reason=reason[:WHY_CHARACTERS_MAX], origin=origin[:WHY_CHARACTERS_MAX], confidence="likely")
+        return tables.session(named), why
+    return None, None
+
+
+def _proven(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[set[str], Why]:
+    """The sessions of which this request's content says that it is theirs."""
     repeated: set[str] = set()
     if naming.retry:
         holders = tables.holders(["retry"], naming.retry)
@@ -254,32 +262,92 @@ def _continued(tables: Tables, naming: Naming, *, at: int, live: frozenset[str])
     answered: set[str] = set()
     continued: set[str] = set()
     for value in naming.continues:
-        answered = {holder.session_id for holder in tables.holders(["answer"], value)}
-        continued = answered | {holder.session_id for holder in tables.holders(["request"], value)}
+        answered = {
+            holder.session_id
+            for holder in tables.holders(["answer"], value)
+            if not _is_busy(tables, holder.session_id, naming, live=live)
+        }
+        requests = tables.holders(["request"], value)
+        continued = answered | {holder.session_id for holder in requests if _is_over(tables, holder, live=live)}
         if continued:
             break
     # The whole conversation, repeated, outweighs the beginning of one that never got its answer: an opening that was
     # cut off and asked again in other words stays behind as such a beginning.
     found = repeated if repeated and not answered else continued | repeated
-    if len(found) != 1:
-        return None, ""
     reason = "repeats a request of this session" if repeated else "continues the conversation of this session"
-    return tables.session(found.pop()), reason
+    return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
+
+
+def _forked_from(tables: Tables, naming: Naming) -> str | None:
+    """The session whose history, up to some answer, is the beginning of this new one's; only if one alone has it."""
+    for value in naming.continues:
+        holders = tables.histories(value)
+        if holders:
+            return holders[0] if len(holders) == 1 else None
+    return None
+
+
+def _parent(tables: Tables, naming: Naming, session_id: str) -> str | None:
+    parent = tables.alias(naming.parent) or naming.parent
+    return parent if parent and parent != session_id else None
+
+
+def _role(tables: Tables, session: Session, naming: Naming) -> tuple[Role, str]:
+    """What a request is to the session its client named, and why."""
+    if naming.shape is None or session.shape is None:
+        return "turn", ""
+    return role_of(
+        session.shape,
+        naming.shape,
+        is_opening=naming.is_opening,
+        continues=any(session.session_id in tables.histories(value) for value in naming.continues),
+        continues_aside=any(session.session_id in tables.histories(_ASIDE + value) for value in naming.continues),
+    )
+
+
+def _judged(tables: Tables, session: Session, naming: Naming, row: Row, before: Row | None) -> Row:
+    """A turn that turns out to be none is booked beside the conversation, a sub-agent's too: it is too late for another
+    session then.
+
+    It is judged on its entry, if the daemon did not know the session as the store does.  A call beside the conversation
+    may also come first, when nothing shows yet what the session is set up with; when it ends the conversation has
+    usually begun, and tells.
+    """
+    if row.kind != "turn":
+        return row
+    if before is not None and before.kind == "side":
+        return replace(row, kind="side", why=before.why)
+    is_due = not naming.is_judged if before is None else row.is_settled and naming.is_opening
+    role, beside = _role(tables, session, naming) if is_due else ("turn", "")
+    if role == "turn":
+        return row
+    reason = said_of_side(naming.why.origin, beside)
+    return replace(row, kind="side", why=replace(row.why, reason=reason, confidence="likely"))
 
 
 def _is_retry(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -> bool:
     """The earlier request is over, and not for long.  One still in flight has a twin, not a retry."""
+    return abs(at - holder.at) <= RETRY_MILLISECONDS and _is_over(tables, holder, live=live)
+
+
+def _is_over(tables: Tables, holder: Holder, *, live: frozenset[str]) -> bool:
     row = tables.row(holder.event_id)
-    if row is None or abs(at - holder.at) > RETRY_MILLISECONDS:
-        return False
-    return row.is_settled or row.boot not in live
+    return row is not None and (row.is_settled or row.boot not in live)
+
+
+def _is_busy(tables: Tables, session_id: str, naming: Naming, *, live: frozenset[str]) -> bool:
+    """Another request goes on from the session's last answer at this moment: this one goes another way."""
+    own = {key.value for key in naming.keys if key.kind == "request"}
+    return any(
+        value not in own and not _is_over(tables, holder, live=live) for value, holder in tables.requests(session_id)
+    )
 
 
 def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool) -> Session:
     """What a row says about its session.  Its end repeats what its entry said, perhaps after a newer row's."""
     if row.kind != "turn":
         return session
-    chained = [key.value for key in naming.keys if key.kind in _CHAIN and key.kind != "retry"]
+    chained = [key.value for key in naming.keys if key.kind in ("answer", "request")]
     newest = naming.chain_length >= session.chain_length
     if is_entered:
         session = replace(
@@ -290,11 +358,12 @@ def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool) ->
             message_count=row.message_count,
             first_seen_at=min(session.first_seen_at, row.started_at),
             last_seen_at=row.started_at,
+            shape=shape_after(session.shape, naming.shape) if naming.shape else session.shape,
         )
     return replace(
         session,
         chain_length=max(session.chain_length, naming.chain_length),
-        fingerprint=chained[-1] if chained and newest else session.fingerprint,
+        fingerprint=chained[0] if chained and newest else session.fingerprint,
         header_name=session.header_name or naming.header_name or None,
         header_session_id=session.header_session_id or naming.header_session_id or None,
     )
@@ -306,13 +375,28 @@ def _learn_keys(tables: Tables, session: Session, naming: Naming, row: Row) -> N
     The answer key of the turn before stays until the new turn is answered, so that a repeated request still finds
     its session after everything was killed.
     """
+    for key in naming.keys:
+        if key.kind in ("answer", "history"):
+            value = key.value if row.kind == "turn" else _ASIDE + key.value
+            tables.put_history(value, session.session_id, row.event_id)
+    if row.kind != "turn":
+        naming = replace(naming, keys=[key for key in naming.keys if key.kind in ("header", "body")])
     kinds = {key.kind for key in naming.keys}
     if kinds & set(_CHAIN):
-        if naming.chain_length < session.chain_length:
+        if 0 < naming.chain_length < session.chain_length:
             return
-        tables.drop_keys(session.session_id, _CHAIN if "answer" in kinds else _UNANSWERED)
+        is_answer = "answer" in kinds
+        # Where the provider keeps the history, the length is not known (0), and a newer request tells a late answer.
+        if naming.chain_length or not is_answer or not _has_newer_request(tables, session, row):
+            tables.drop_keys(session.session_id, _CHAIN if is_answer else _UNANSWERED)
     for key in naming.keys:
-        tables.put_key(key, session.session_id, row.event_id, row.started_at)
+        if key.kind != "history":
+            tables.put_key(key, session.session_id, row.event_id, row.started_at)
+
+
+def _has_newer_request(tables: Tables, session: Session, row: Row) -> bool:
+    keys = tables.keys_of(session.session_id)
+    return any(key.kind in _UNANSWERED and key.event_id != row.event_id for key in keys)
 
 
 def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
@@ -332,6 +416,8 @@ def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
 
 _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
+_ASIDE: Final = "aside "
+"""Before what is kept of the answers to calls beside a conversation: a sub-agent's goes on from them, no turn does."""
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
@@ -355,7 +441,8 @@ def _reply(
     write: Write,
     seen: int,
     *,
-    reason: str,
+    why: Why | None,
+    role: Role = "turn",
     position: int = 0,
     epoch: int = 0,
     claimed: bool = False,
@@ -367,7 +454,9 @@ def _reply(
         session_id=session.session_id,
         epoch=session.epoch,
         owned=session.owner == write.boot and (claimed or session.epoch == epoch),
-        reason=reason,
+        role=role,
+        shape=session.shape if claimed else None,
+        why=why or Why(),
         generation=session.snapshot.generation if session.snapshot else 0,
         position=seen if claimed else position,
         snapshot=snapshot,

@@ -7,10 +7,10 @@ Theory of operation.  A message is four frames: protocol, command, sequence, bod
 shape the command names.  Unknown fields are ignored and unknown commands are refused, so that a newer peer of the same
 major version can speak to an older one.
 
-A daemon keeps every *write* (CLAIM, BEGIN, END, SNAPSHOT) in its outbox until an ACK names its sequence; an ACK means
-fsynced.  Writes are self-sufficient: each carries all that is needed to apply it, whatever was lost before it, and
-applying one twice or late changes nothing.  That is why no table of seen sequences exists: the sequence only matches
-an acknowledgement to a write of this boot of this daemon.
+A daemon keeps every *write* (CLAIM, BEGIN, END, SNAPSHOT, and AMEND of the command line) in its outbox until an ACK
+names its sequence; an ACK means fsynced.  Writes are self-sufficient: each carries all that is needed to apply it,
+whatever was lost before it, and applying one twice or late changes nothing.  That is why no table of seen sequences
+exists: the sequence only matches an acknowledgement to a write of this boot of this daemon.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ KEYS_PER_PAGE_MAX: Final = 5_000
 CONTINUES_MAX: Final = 256
 """Prefixes of a conversation's chain offered for recognition, newest first.  A turn adds two to a few dozen
 messages; a client that was away from the gateway for more than this many is taken for a new conversation."""
+
+SKETCH_HASHES_MAX: Final = 32
+"""Hashes in a sketch: with so many an estimated half is between 0.3 and 0.7 of the truth, nineteen times of twenty."""
+HINTS_MAX: Final = 8
+"""Hints of one request; real ones carry two or three."""
+
+SPLIT_EVENTS_MAX: Final = 1_000
+"""Rows named one by one in a split: more than a command line holds."""
 
 WARMUP_CHARACTERS_MAX: Final = 65_536
 COUNT_MAX: Final = 2**40
@@ -72,6 +80,20 @@ class Usage(Struct, frozen=True, kw_only=True):
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
 
+Confidence = Literal["", "certain", "proven", "likely"]
+"""certain: the client or the operator said so; proven: by content; likely: concluded from what clients usually do."""
+
+
+class Why(Struct, frozen=True, kw_only=True):
+    """Why a request was given its session."""
+
+    reason: Text = ""
+    """In words."""
+    origin: Text = ""
+    """What says so: a header or body field by name, `content`, `operator`."""
+    confidence: Confidence = ""
+
+
 Kind = Literal["turn", "side", "warmup"]
 Status = Literal["interrupted", "error", "complete"]
 Protocol = Literal["messages", "chat", "responses"]
@@ -98,8 +120,7 @@ class Row(Struct, frozen=True, kw_only=True):
     account: Text = ""
     boot: Text = ""
     """The daemon that sent the request: an open row of a boot that is gone is interrupted for good."""
-    reason: Text = ""
-    """Why the request was given this session, in words."""
+    why: Why = Why()
     http_status: Count = 0
     usage: Usage | None = None
     cost_nanousd: Money | None = None
@@ -119,7 +140,7 @@ class Row(Struct, frozen=True, kw_only=True):
         return self.ended_at > 0
 
 
-KeyKind = Literal["header", "body", "answer", "request", "retry"]
+KeyKind = Literal["header", "body", "answer", "request", "retry", "history"]
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -127,10 +148,38 @@ class Key(Struct, frozen=True, kw_only=True):
 
     `header` and `body`: a session id minted by the client.  The other three are keyed hashes over a conversation's
     leading messages: `answer` up to and with the last answer, `request` up to the last request whose answer is not
-    known, `retry` the last request itself.
+    known, `retry` the last request itself; `history` is an `answer` of a session that its client names, which proves
+    forks but names nothing.
     """
 
     kind: KeyKind
+    name: Text
+    value: Text
+
+
+class Shape(Struct, frozen=True, kw_only=True):
+    """What a request is set up with, as keyed hashes: tells a session's turns from what else runs under its id.
+
+    `system` and `tools` are sketches: the smallest hashes of the lines of the system prompt and of the tools' names,
+    with spaces between them (as a list they would take ten times the memory of an outbox).
+    """
+
+    system: Text = ""
+    tools: Text = ""
+    opening: Text = ""
+    """Of the conversation's first message."""
+
+
+HintKind = Literal["session", "header", "field"]
+
+
+class Hint(Struct, frozen=True, array_like=True):
+    """A header or body field that may belong to one conversation, or to many; `value` is a keyed hash with the account.
+
+    `session`: a header whose name speaks of a session; such a one may come to name sessions, once it is learned.
+    """
+
+    kind: HintKind
     name: Text
     value: Text
 
@@ -143,19 +192,34 @@ class Naming(Struct, frozen=True, kw_only=True):
     confirmed: bool
     continues: Annotated[list[Text], Meta(max_length=CONTINUES_MAX)] = []
     """Chain values of the proper prefixes of this conversation, longest first: one that a session holds as `answer`
-    or `request` key proves that the request continues it."""
+    or `request` key proves that the request continues it.  Where the client named the session they prove no more than
+    what the request is to it, and what it was forked from."""
     retry: Text = ""
     """The `retry` key this request would match if it were sent before."""
     keys: Annotated[list[Key], Meta(max_length=16)] = []
     """To be recorded with the session.  Chain keys replace the session's older ones."""
     chain_length: Count = 0
-    """Messages under the chain keys; a shorter chain never replaces a longer one's keys."""
+    """Messages under the chain keys; a shorter chain never replaces a longer one's keys.  0: not known."""
     header_name: Text = ""
     header_session_id: Text = ""
     client: Text = ""
     account: Text = ""
-    reason: Text = ""
-    """Why the daemon proposes this session, in words."""
+    parent: Text = ""
+    """The session that started this one as its sub-agent."""
+    is_opening: bool = False
+    """No answer is in the request."""
+    shape: Shape | None = None
+    """Where the request might be beside the named session's conversation."""
+    is_judged: bool = False
+    """Whether it is was decided with the store's knowledge; else the store decides when it enters the row."""
+    hints: Annotated[list[Hint], Meta(max_length=HINTS_MAX)] = []
+    why: Why = Why()
+    """Why the daemon proposes this session."""
+
+    @property
+    def is_named(self) -> bool:
+        """By its client: nothing else can name it then."""
+        return bool(self.header_name)
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -243,6 +307,37 @@ class SnapshotWrite(Struct, frozen=True, kw_only=True):
     snapshot: Snapshot
 
 
+class Merge(Struct, frozen=True, kw_only=True, tag_field="verb", tag="merge"):
+    """One session becomes part of another; its id goes on as an alias."""
+
+    session_id: Id
+    into: Id
+
+
+class Split(Struct, frozen=True, kw_only=True, tag_field="verb", tag="split"):
+    """Rows of a session become one of their own: a row and all that began after it, or only those that are named."""
+
+    session_id: Id
+    drawn_id: Id
+    """The new session's, if the sender has its way."""
+    first_event: Text = ""
+    events: Annotated[list[Text], Meta(max_length=SPLIT_EVENTS_MAX)] = []
+
+
+class Undo(Struct, frozen=True, kw_only=True, tag_field="verb", tag="undo"):
+    """An earlier change is taken back."""
+
+    change: Count
+
+
+class Amend(Struct, frozen=True, kw_only=True):
+    """An operator corrects which session requests were given."""
+
+    request: Id
+    """Drawn by the sender: the same request again is the same change."""
+    act: Merge | Split | Undo
+
+
 class Query(Struct, frozen=True, kw_only=True):
     """A read for `/api` and `/metrics`, answered off the write loop."""
 
@@ -267,11 +362,17 @@ class Welcome(Struct, frozen=True, kw_only=True):
     """Hexadecimal key for keyed hashes, made with the database: chains and accounts are equal on every daemon."""
     version: Text
     schema: Count
+    changes: Count = 0
 
 
 class Pong(Struct, frozen=True, kw_only=True):
+    """Also sent to everybody, unasked, when an operator has changed something."""
+
     committing: bool = True
     """False while the store refuses writes (disk full, read-only): acknowledgements are not worth waiting for."""
+    changes: Count = 0
+    """Number of the newest change by an operator: with another one than before, what is remembered of which names mean
+    which sessions may be wrong."""
 
 
 class IndexEntry(Struct, frozen=True, array_like=True):
@@ -286,6 +387,24 @@ class IndexPage(Struct, frozen=True, kw_only=True):
     """Pass it on to get the next page; −1 after the last one."""
 
 
+class Amended(Struct, frozen=True, kw_only=True):
+    """What came of an AMEND."""
+
+    refusal: Text = ""
+    """Why nothing was done, in words; empty where it was."""
+    change: Count = 0
+    """Its number in the log, by which it can be taken back."""
+    verb: Text = ""
+    session_id: Text = ""
+    """The session that was merged or split, and…"""
+    other_id: Text = ""
+    """…the one that its rows went to; of an undo, those of the change that was taken back."""
+    moved: Count = 0
+    """Rows that went to another session."""
+    stayed: Count = 0
+    """Rows of `other_id` that an undo left there, since they are newer than the change."""
+
+
 class Reply(Struct, frozen=True, kw_only=True):
     """The acknowledgement of one write: what is now committed."""
 
@@ -295,7 +414,12 @@ class Reply(Struct, frozen=True, kw_only=True):
     epoch: Count = 0
     owned: bool = False
     """The sender owns the session at that epoch."""
-    reason: Text = ""
+    role: Literal["turn", "side", "child"] = "turn"
+    """CLAIM: what the request is to the session its client named (`worker.roles`); only a turn makes its sender the
+    owner.  BEGIN and END: what the row was booked as."""
+    shape: Shape | None = None
+    """What the session's last turn was set up with: CLAIM, and rows that their sender could not judge."""
+    why: Why = Why()
     generation: Count = 0
     position: Count = 0
     """CLAIM: the snapshot's; END: that of the row just settled."""
@@ -303,6 +427,8 @@ class Reply(Struct, frozen=True, kw_only=True):
     rows: list[Row] = []
     """Settled rows after the position the sender has seen, oldest first."""
     more: bool = False
+    amended: Amended | None = None
+    """AMEND: what came of it."""
 
 
 class Acks(Struct, frozen=True, kw_only=True):
@@ -343,6 +469,7 @@ Body = (
     | Claim
     | Booking
     | SnapshotWrite
+    | Amend
     | Query
     | Bye
     | Welcome
@@ -366,6 +493,7 @@ class Command(Enum):
     SNAPSHOT = b"SNAPSHOT"
     QUERY = b"QUERY"
     BYE = b"BYE"
+    AMEND = b"AMEND"
 
     WELCOME = b"WELCOME"
     PONG = b"PONG"
@@ -387,6 +515,7 @@ FROM_DAEMON: Final[dict[Command, type[Body]]] = {
     Command.SNAPSHOT: SnapshotWrite,
     Command.QUERY: Query,
     Command.BYE: Bye,
+    Command.AMEND: Amend,
 }
 FROM_WORKER: Final[dict[Command, type[Body]]] = {
     Command.WELCOME: Welcome,
@@ -398,7 +527,7 @@ FROM_WORKER: Final[dict[Command, type[Body]]] = {
     Command.LOST: Lost,
     Command.ANSWER: Answer,
 }
-WRITES: Final = frozenset({Command.CLAIM, Command.BEGIN, Command.END, Command.SNAPSHOT})
+WRITES: Final = frozenset({Command.CLAIM, Command.BEGIN, Command.END, Command.SNAPSHOT, Command.AMEND})
 """What waits in an outbox for its acknowledgement."""
 
 

@@ -11,15 +11,32 @@ from typing import Any
 
 from msgspec import Struct
 
-from worker.batch import Session
 from worker.ledger import Sums
 from worker.protocol import Row
+from worker.stored import Session
 from worker.tables import ROW_COLUMNS, SESSION_LIST, DamagedRow, row_of, session_of
 
-__all__ = ["Account", "DamagedRow", "Page", "Record", "account_of", "page_of_sessions", "totals_of"]
+__all__ = [
+    "Account",
+    "Change",
+    "DamagedRow",
+    "Page",
+    "Record",
+    "account_of",
+    "changes_of",
+    "event_named",
+    "page_of_sessions",
+    "session_named",
+    "totals_of",
+]
 
 ALIASES_SHOWN = 20
 """A conversation without an id gets one at each change of its owner."""
+
+RELATIVES_SHOWN = 50
+
+BEGINNING_CHARACTERS_MIN = 6
+"""Of an id that is given by its beginning."""
 
 Execute = Callable[..., Iterator[tuple[Any, ...]]]
 
@@ -29,6 +46,8 @@ class Record(Struct, frozen=True, kw_only=True):
 
     session: Session
     sums: Sums
+    tree: Sums
+    """With its sub-agents, and theirs."""
     rows: list[Row]
 
 
@@ -38,6 +57,20 @@ class Page(Struct, frozen=True, kw_only=True):
     """Pass it on for the next page; empty after the last."""
 
 
+class Change(Struct, frozen=True, kw_only=True):
+    """A correction by an operator: rows of `session_id` went to `other_id`."""
+
+    number: int
+    at: int
+    verb: str
+    session_id: str
+    other_id: str
+    moved: int
+    stayed: int
+    undone_by: int | None
+    undoes: int | None
+
+
 class Account(Struct, frozen=True, kw_only=True):
     """One session in full: its record, every key that names it (kind, name, value), some of the ids it was proposed
     under, its newest rows."""
@@ -45,6 +78,11 @@ class Account(Struct, frozen=True, kw_only=True):
     record: Record
     keys: list[tuple[str, str, str]]
     aliases: list[str]
+    children: list[str]
+    """Some of the sessions that it started as sub-agents, the newest first."""
+    forks: list[str]
+    changes: list[Change] = []
+    """By operators, the newest first."""
     newest: list[Row]
 
 
@@ -60,7 +98,7 @@ def page_of_sessions(execute: Execute, after: str, limit: int) -> Page:
 
 def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
     """One session by its id, an alias, or an unambiguous beginning of its id (at least six characters)."""
-    canonical = _canonical(execute, session_id)
+    canonical = session_named(execute, session_id)
     if canonical is None:
         return None
     values = next(iter(execute(f"{_ONE} WHERE session_id = ?", (canonical,))))
@@ -70,8 +108,30 @@ def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
         record=_record(execute, values),
         keys=list(execute("SELECT kind, name, value FROM session_key WHERE session_id = ? ORDER BY id", (canonical,))),
         aliases=[alias for (alias,) in aliases],
+        children=_related(execute, "parent_session_id", canonical),
+        forks=_related(execute, "forked_from", canonical),
+        changes=changes_of(execute, canonical),
         newest=[row_of(row) for row in newest],
     )
+
+
+def changes_of(execute: Execute, session_id: str = "") -> list[Change]:
+    """What operators changed, of one session or of all, the newest first."""
+    where = "WHERE change.session_id = ?1 OR change.other_id = ?1 " if session_id else ""
+    found = execute(f"{_CHANGES} {where}ORDER BY change.id DESC", (session_id,) if session_id else ())
+    return [Change(**dict(zip(Change.__struct_fields__, values, strict=True))) for values in found]
+
+
+def event_named(execute: Execute, session_id: str, event_id: str) -> str | None:
+    """A row of a session by its id, or by an unambiguous beginning of it."""
+    exact = list(execute("SELECT event_id FROM ledger WHERE session_id = ? AND event_id = ?", (session_id, event_id)))
+    if not exact and len(event_id) >= BEGINNING_CHARACTERS_MIN:
+        found = execute(
+            "SELECT event_id FROM ledger WHERE session_id = ? AND event_id >= ? AND event_id < ? LIMIT 2",
+            (session_id, event_id, event_id + _AFTER_ALL),
+        )
+        exact = list(found)
+    return exact[0][0] if len(exact) == 1 else None
 
 
 def totals_of(execute: Execute) -> tuple[int, int, Sums]:
@@ -80,14 +140,23 @@ def totals_of(execute: Execute) -> tuple[int, int, Sums]:
     return schema, count, Sums(*sums)
 
 
-def _canonical(execute: Execute, session_id: str) -> str | None:
+def _related(execute: Execute, column: str, session_id: str) -> list[str]:
+    found = execute(
+        f"SELECT session_id FROM session_state WHERE {column} = ? ORDER BY last_seen_at DESC LIMIT ?",
+        (session_id, RELATIVES_SHOWN),
+    )
+    return [related for (related,) in found]
+
+
+def session_named(execute: Execute, session_id: str) -> str | None:
+    """The session that goes by an id, an alias, or an unambiguous beginning of its id."""
     exact = list(execute("SELECT session_id FROM session_state WHERE session_id = ?", (session_id,)))
     exact = exact or list(execute("SELECT session_id FROM session_alias WHERE alias = ?", (session_id,)))
-    if not exact and len(session_id) >= 6:
+    if not exact and len(session_id) >= BEGINNING_CHARACTERS_MIN:
         found = list(
             execute(
                 "SELECT session_id FROM session_state WHERE session_id >= ? AND session_id < ? LIMIT 2",
-                (session_id, session_id + "\U0010ffff"),
+                (session_id, session_id + _AFTER_ALL),
             )
         )
         exact = found if len(found) == 1 else []
@@ -102,10 +171,13 @@ def _record(execute: Execute, values: tuple[Any, ...]) -> Record:
     return Record(
         session=session,
         sums=Sums(*sums) if sums else Sums(),
+        tree=Sums(*next(iter(execute(_TREE, (session.session_id,))))),
         rows=[row_of(row) for row in rows],
     )
 
 
+_AFTER_ALL = "\U0010ffff"
+"""Sorts after every text that begins alike."""
 _DIGITS_MAX = 18
 """Of a time that SQLite can compare."""
 _ONE = f"SELECT {SESSION_LIST} FROM session_state"
@@ -114,9 +186,20 @@ _SESSIONS = (
     "ORDER BY last_seen_at DESC, session_id DESC LIMIT ?"
 )
 _SUMS = f"SELECT {', '.join(Sums._fields)} FROM session_total WHERE session_id = ?"
+# UNION, not UNION ALL: sessions that were made each other's parents must not run for ever.
+_TREE = (
+    "WITH RECURSIVE tree (id) AS (SELECT ?1 UNION "
+    "SELECT session_id FROM session_state JOIN tree ON parent_session_id = tree.id) "
+    f"SELECT {', '.join(f'coalesce(sum({name}), 0)' for name in Sums._fields)} "
+    "FROM session_total WHERE session_id IN (SELECT id FROM tree)"
+)
 _ROWS = f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE session_id = ? AND position > ? ORDER BY position"
 _NEWEST = (
     f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE session_id = ? ORDER BY started_at DESC, rowid DESC LIMIT ?"
+)
+_CHANGES = (
+    "SELECT id, at, verb, session_id, other_id, moved, stayed, undone_by, "
+    "(SELECT undone.id FROM session_change AS undone WHERE undone.undone_by = change.id) FROM session_change AS change"
 )
 _TOTALS = (
     "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "

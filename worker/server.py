@@ -83,6 +83,7 @@ class Server:
             version=version,
             schema=store.schema,
         )
+        self._changes = store.changes
         self._census = Census()
         self._metrics = WorkerMetrics()
         self._kept: list[Write] = []
@@ -147,7 +148,7 @@ class Server:
             return
         if isinstance(message.body, protocol.Hello):
             self._census.greet(boot, message.body, now)
-            self._send(boot, Command.WELCOME, self._welcome)
+            self._send(boot, Command.WELCOME, replace(self._welcome, changes=self._changes))
         elif not self._census.heard(boot, now):
             self._send(boot, Command.WHO, protocol.WhoAreYou(), message.sequence)
         else:
@@ -155,14 +156,14 @@ class Server:
 
     def _take(self, boot: str, message: Message) -> None:
         match message.body:
-            case protocol.Claim() | protocol.Booking() | protocol.SnapshotWrite():
+            case protocol.Claim() | protocol.Booking() | protocol.SnapshotWrite() | protocol.Amend():
                 # Beyond the bound a write is forgotten: its sender keeps it and sends it again.
                 if len(self._kept) < BATCH_WRITES_MAX:
                     self._kept.append(Write(boot, message.sequence, message.body))
             case protocol.Ping(metrics=metrics):
                 if metrics is not None:
                     self._census.peers[boot].metrics = metrics
-                self._send(boot, Command.PONG, protocol.Pong(committing=not self._retry_at))
+                self._send(boot, Command.PONG, self._pong())
             case protocol.IndexRequest(before=before, limit=limit):
                 self._send_keys(boot, before, min(limit, protocol.KEYS_PER_PAGE_MAX))
             case protocol.Query(what="metrics"):
@@ -211,7 +212,9 @@ class Server:
                 return Outcome([], [])
         middle = len(writes) // 2
         first, second = self._committed(writes[:middle], live), self._committed(writes[middle:], live)
-        return Outcome([*first.replies, *second.replies], [*first.lost, *second.lost])
+        return Outcome(
+            [*first.replies, *second.replies], [*first.lost, *second.lost], max(first.changes, second.changes)
+        )
 
     def _postpone(self, error: StoreBusy) -> None:
         """Keep the batch, acknowledge nothing, try again after a pause: nothing is lost while the disk is full."""
@@ -237,6 +240,11 @@ class Server:
             replies[boot].append(reply)
         for boot, own in replies.items():
             self._acknowledge(boot, own)
+        if outcome.changes > self._changes:
+            # After the acknowledgements, which may still hold a name as it was.
+            self._changes = outcome.changes
+            for boot in self._census.peers:
+                self._send(boot, Command.PONG, self._pong())
 
     def _acknowledge(self, boot: str, replies: list[protocol.Reply]) -> None:
         """One ACK for all, in order, or several: a frame beyond the limit costs the daemon its connection."""
@@ -250,6 +258,9 @@ class Server:
         else:
             rows = replies[0].rows
             self._acknowledge(boot, [replace(replies[0], rows=rows[: len(rows) // 2], more=True)])
+
+    def _pong(self) -> protocol.Pong:
+        return protocol.Pong(committing=not self._retry_at, changes=self._changes)
 
     def _send_keys(self, boot: str, before: int, limit: int) -> None:
         try:

@@ -1,16 +1,21 @@
 """Every setting of both programs: its name, default, unit and rule.
 
-One rule: settings are read once, at start, into one frozen value; what a function needs of them is passed to it.
+One rule: settings are one frozen value, read at start; what a function needs of them is passed to it.
 Each may be given as a flag (`--tick-seconds`), in the environment (`PERDURE_TICK_SECONDS`), or in a TOML file named by
-`PERDURE_CONFIG` (`tick_seconds`), and is taken from the first of these that has it, else from the default here.
+`PERDURE_CONFIG` (`tick_seconds`), and is taken from the first of these that has it, else from the default here.  Lists
+have no flag and are separated by commas in the environment; tables stand in the file alone.
+
+Those in `RELOADED` say how speakers are recognised.  A daemon reads them again on SIGHUP, from the same places; so a
+supervisor does not hand them on to its children, who would go on seeing the old ones.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +27,18 @@ from msgspec.structs import replace
 
 IPC_PATH_BYTES_MAX: Final = 107
 """The kernel's limit on the path of a unix socket."""
+LIST_ENTRIES_MAX: Final = 32
+"""Names in one list: every request is asked for each of them."""
+NAME_CHARACTERS_MAX: Final = 100
+"""Of a header, a path or an alias, which are stored with sessions; real ones have 10 to 30."""
+
+TABLES: Final = frozenset({"providers", "account_aliases"})
+RELOADED: Final = frozenset(
+    {"session_headers", "session_fields", "account_headers", "agent_headers", "parent_headers", "account_aliases"}
+)
+"""What a daemon reads again on SIGHUP."""
+WITHOUT_FLAG: Final = RELOADED | TABLES | {"token"}
+"""Tables and lists do not fit a flag, and a secret on a command line is everybody's to read."""
 
 
 class BadSettings(Exception):
@@ -53,6 +70,31 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_bytes: int = 64 * 1024 * 1024
     """Largest request body of a turn that is read; providers refuse at 32 MB."""
     log_level: str = "info"
+
+    session_headers: tuple[str, ...] = (
+        "x-claude-code-session-id",
+        "x-session-id",
+        "x-session-affinity",
+        "session-id",
+        "session_id",
+    )
+    """Headers whose value a client mints for one conversation (Claude Code; OpenCode; Codex; Pi), in the order in which
+    they are believed where several are there."""
+    session_fields: tuple[str, ...] = (
+        "metadata.user_id.session_id",
+        "client_metadata.thread_id",
+        "conversation.id",
+        "conversation",
+    )
+    """The same in a request's body: keys joined by dots.  A text on the way that holds JSON is looked into."""
+    account_headers: tuple[str, ...] = ("chatgpt-account-id",)
+    """Headers that name who pays and stay the same when credentials change."""
+    agent_headers: tuple[str, ...] = ("x-claude-code-agent-id",)
+    """Headers that name one sub-agent beside the session id it shares with its parent."""
+    parent_headers: tuple[str, ...] = ("x-parent-session-id", "x-codex-parent-thread-id")
+    """Headers with the id of the session that started this one."""
+    account_aliases: dict[str, str] = field(default_factory=dict)
+    """Account as it is shown → what its owner calls it."""
 
     @property
     def listen_host(self) -> str:
@@ -99,22 +141,30 @@ def _first(
         return flags[name], f"--{name.replace('_', '-')}"
     variable = f"PERDURE_{name.upper()}"
     # An empty variable is an unset one: that is what service managers and shells leave behind.
-    if environ.get(variable) and name != "providers":
+    if environ.get(variable) and name not in TABLES:
         return environ[variable], variable
     return table.get(name), f"{path}: {name}"
 
 
 def _typed(name: str, value: Any, origin: str) -> Any:
-    default = {"providers": {}}.get(name, getattr(_DEFAULTS, name))
+    default = getattr(_DEFAULTS, name)
     try:
-        if isinstance(default, dict):
-            return _provider_table(value, origin)
+        if name in TABLES:
+            return (_provider_table if name == "providers" else _alias_table)(value, origin)
+        if isinstance(default, tuple):
+            return _names(value, origin, _check_path if name == "session_fields" else _check_header)
         # Flags and the environment give text; in a file a number is a number, and half a daemon is none.
         if not isinstance(value, _ACCEPTED[type(default)]) or isinstance(value, bool):
             raise ValueError
         return type(default)(value)
     except ValueError:
-        kind = {"float": "a number", "int": "a whole number", "str": "a text", "dict": "a table"}
+        kind = {
+            "float": "a number",
+            "int": "a whole number",
+            "str": "a text",
+            "dict": "a table",
+            "tuple": "a list of texts",
+        }
         raise BadSettings(f"{origin}: {value!r} is not {kind[type(default).__name__]}") from None
 
 
@@ -128,6 +178,59 @@ def _provider_table(value: Any, origin: str) -> dict[str, str]:
             raise BadSettings(f'{origin}.{name}: a provider is NAME = "https://…", with a name of letters and digits')
         _url(f"{origin}.{name}", url)
     return dict(value)
+
+
+def _alias_table(value: Any, origin: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError
+    for account, alias in value.items():
+        if not isinstance(alias, str) or not _is_name(alias):
+            raise BadSettings(f"{origin}.{account}: an alias is a text of 1 to {NAME_CHARACTERS_MAX} characters")
+    return dict(value)
+
+
+def _names(value: Any, origin: str, check: Callable[[str, str], str]) -> tuple[str, ...]:
+    """A list of the file, or of the environment, where commas separate."""
+    entries = [entry.strip() for entry in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError
+    if len(entries) > LIST_ENTRIES_MAX:
+        raise BadSettings(f"{origin}: {len(entries)} names are more than {LIST_ENTRIES_MAX}")
+    names = tuple(check(entry, origin) for entry in entries)
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise BadSettings(f"{origin}: {name!r} stands there twice; a name has one place in the order")
+    return names
+
+
+def _check_header(name: str, origin: str) -> str:
+    lowered = name.lower()
+    if not _HEADER.fullmatch(lowered) or len(lowered) > NAME_CHARACTERS_MAX:
+        raise BadSettings(f"{origin}: {name[:NAME_CHARACTERS_MAX]!r} is not the name of a header")
+    if lowered in _SECRET_HEADERS:
+        raise BadSettings(
+            f"{origin}: {lowered} carries a secret, and what names a session is stored; use another header"
+        )
+    return lowered
+
+
+def _check_path(path: str, origin: str) -> str:
+    if not _is_name(path) or not all(path.split(".")):
+        raise BadSettings(f"{origin}: {path[:NAME_CHARACTERS_MAX]!r} is not keys joined by dots, like metadata.user_id")
+    return path
+
+
+def _refuse_two_meanings(settings: Settings) -> None:
+    meanings: dict[str, str] = {}
+    for name in ("session_headers", "account_headers", "agent_headers", "parent_headers"):
+        for header in getattr(settings, name):
+            if header in meanings:
+                raise BadSettings(f"PERDURE_{name.upper()}: {header} is one of {meanings[header]} already")
+            meanings[header] = name
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= NAME_CHARACTERS_MAX and text.isprintable() and text == text.strip()
 
 
 def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -175,14 +278,16 @@ def _checked(settings: Settings) -> Settings:
     for name, low, high in _RANGES:
         if not low <= getattr(settings, name) <= high:
             raise BadSettings(f"PERDURE_{name.upper()}: {getattr(settings, name)} is not between {low} and {high}")
+    _refuse_two_meanings(settings)
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise BadSettings(f"PERDURE_LOG_LEVEL: {settings.log_level!r} is not debug, info, warning or error")
     return settings
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables: what a supervisor hands to its children."""
-    names = [name for name in Settings.__struct_fields__ if name != "providers"]
+    """The settings as environment variables: what a supervisor hands to its children.  They read the others where it
+    read them itself."""
+    names = [name for name in Settings.__struct_fields__ if name not in RELOADED | TABLES]
     return {f"PERDURE_{name.upper()}": str(getattr(settings, name)) for name in names}
 
 
@@ -229,6 +334,8 @@ def _nearest(name: str, known: set[str]) -> str:
 
 _DEFAULTS: Final = Settings()
 _ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
+_HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie", "x-perdure-token"})
 _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),

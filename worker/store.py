@@ -74,6 +74,8 @@ class Store:
         self.incarnation = self._meta("incarnation")
         self.hash_key = self._meta("hash_key")
         self.schema = _user_version(self._db)
+        self.changes = self._tables.newest_amendment()
+        """Number of the newest change by an operator when it was opened."""
 
     def commit(self, writes: Sequence[Write], *, live: frozenset[str], now: int) -> Outcome:
         """One transaction: all of the writes, fsynced when this returns, or none (StoreBusy, StoreRefused,

@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec.structs import asdict
 
-from worker.batch import Holder, Session
 from worker.ledger import DayKey, Sums
-from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Snapshot, Usage
+from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
+from worker.stored import Amendment, Holder, Image, KeptKey, Lesson, Link, Seen, Session
 
 Value = int | float | str | None
 
@@ -41,8 +41,7 @@ class SqliteTables:
         return session_of(found) if found else None
 
     def put_session(self, session: Session) -> None:
-        values = asdict(session)
-        self._execute(_PUT_SESSION, tuple(values[name] for name in _IDENTITY_COLUMNS))
+        self._execute(_PUT_SESSION, _session_values(session))
 
     def put_snapshot(self, session_id: str, snapshot: Snapshot) -> None:
         self._execute(_PUT_SNAPSHOT, (*msgspec.structs.astuple(snapshot), session_id))
@@ -72,6 +71,10 @@ class SqliteTables:
             found += [Holder(*values) for values in self._execute(_HOLDERS, (kind, value))]
         return found
 
+    def requests(self, session_id: str) -> list[tuple[str, Holder]]:
+        found = self._execute(_REQUESTS, (session_id,))
+        return [(value, Holder(session_id, event_id, at)) for value, event_id, at in found]
+
     def put_key(self, key: Key, session_id: str, event_id: str, at: int) -> None:
         self._execute(_PUT_KEY, (key.kind, key.name, key.value, session_id, event_id, at))
 
@@ -79,11 +82,122 @@ class SqliteTables:
         for kind in kinds:
             self._execute("DELETE FROM session_key WHERE session_id = ? AND kind = ?", (session_id, kind))
 
+    def histories(self, value: str) -> list[str]:
+        found = self._execute("SELECT session_id FROM session_history WHERE value = ?", (value,))
+        return [session_id for (session_id,) in found]
+
+    def put_history(self, value: str, session_id: str, event_id: str) -> None:
+        self._execute(_PUT_HISTORY, (value, session_id, event_id))
+
+    def hint(self, session_id: str, name: str) -> Seen | None:
+        found = self._first("SELECT value, turns FROM session_hint WHERE session_id = ? AND name = ?", session_id, name)
+        return Seen(*found) if found else None
+
+    def put_hint(self, session_id: str, name: str, seen: Seen) -> None:
+        self._execute(_PUT_HINT, (session_id, name, *seen))
+
+    def hinted(self, name: str, value: str, limit: int) -> list[str]:
+        found = self._execute(
+            "SELECT session_id FROM session_hint WHERE name = ? AND value = ? LIMIT ?", (name, value, limit)
+        )
+        return [session_id for (session_id,) in found]
+
+    def lesson(self, client: str, name: str) -> Lesson:
+        found = self._first(
+            "SELECT conversations, contradicted FROM learned_header WHERE client = ? AND name = ?", client, name
+        )
+        return Lesson(found[0], bool(found[1])) if found else Lesson()
+
+    def put_lesson(self, client: str, name: str, lesson: Lesson) -> None:
+        self._execute(_PUT_LESSON, (client, name, *lesson))
+
     def add_to_session(self, session_id: str, sums: Sums) -> None:
         self._execute(_ADD_TO_SESSION, (session_id, *sums))
 
     def add_to_day(self, day: DayKey, sums: Sums) -> None:
         self._execute(_ADD_TO_DAY, (*day, *sums))
+
+    # -- what only corrections need ----------------------------------------------------------------------------------
+
+    def drop_session(self, session_id: str) -> None:
+        self._execute("DELETE FROM session_total WHERE session_id = ?", (session_id,))
+        self._execute("DELETE FROM session_state WHERE session_id = ?", (session_id,))
+
+    def drop_snapshot(self, session_id: str) -> None:
+        self._execute(_PUT_SNAPSHOT, (*_NO_SNAPSHOT, session_id))
+
+    def rows_of(self, session_id: str) -> list[Row]:
+        found = self._execute(f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ?", (session_id,))
+        return [row_of(values) for values in found]
+
+    def keys_of(self, session_id: str) -> list[KeptKey]:
+        columns = ", ".join(KeptKey._fields)
+        found = self._execute(f"SELECT {columns} FROM session_key WHERE session_id = ? ORDER BY id", (session_id,))
+        return [KeptKey(*values) for values in found]
+
+    def drop_key(self, key: KeptKey, session_id: str) -> None:
+        place = (key.kind, key.value, key.name, session_id)
+        self._execute("DELETE FROM session_key WHERE kind = ? AND value = ? AND name = ? AND session_id = ?", place)
+
+    def history_of(self, session_id: str) -> list[Link]:
+        found = self._execute(
+            "SELECT value, event_id FROM session_history WHERE session_id = ? ORDER BY value", (session_id,)
+        )
+        return [Link(*values) for values in found]
+
+    def drop_history(self, value: str, session_id: str) -> None:
+        self._execute("DELETE FROM session_history WHERE value = ? AND session_id = ?", (value, session_id))
+
+    def hints_of(self, session_id: str) -> dict[str, Seen]:
+        found = self._execute("SELECT name, value, turns FROM session_hint WHERE session_id = ?", (session_id,))
+        return {name: Seen(value, turns) for name, value, turns in found}
+
+    def drop_hint(self, session_id: str, name: str) -> None:
+        self._execute("DELETE FROM session_hint WHERE session_id = ? AND name = ?", (session_id, name))
+
+    def aliases_of(self, session_id: str) -> list[str]:
+        return self._ids("SELECT alias FROM session_alias WHERE session_id = ? ORDER BY alias", session_id)
+
+    def drop_alias(self, alias: str) -> None:
+        self._execute("DELETE FROM session_alias WHERE alias = ?", (alias,))
+
+    def children_of(self, session_id: str) -> list[str]:
+        return self._ids(
+            "SELECT session_id FROM session_state WHERE parent_session_id = ? ORDER BY session_id", session_id
+        )
+
+    def forks_of(self, session_id: str) -> list[str]:
+        return self._ids("SELECT session_id FROM session_state WHERE forked_from = ? ORDER BY session_id", session_id)
+
+    def amendment(self, number: int) -> Amendment | None:
+        found = self._first(f"SELECT {_AMENDMENT_LIST} FROM session_change WHERE id = ?", number)
+        return _amendment_of(found) if found else None
+
+    def amendment_asked(self, request: str) -> Amendment | None:
+        found = self._first(f"SELECT {_AMENDMENT_LIST} FROM session_change WHERE request = ?", request)
+        return _amendment_of(found) if found else None
+
+    def newest_amendment(self) -> int:
+        found = self._first("SELECT coalesce(max(id), 0) FROM session_change")
+        return int(found[0]) if found else 0
+
+    def standing_after(self, number: int, session_ids: Sequence[str]) -> int:
+        marks = ", ".join("?" * len(session_ids))
+        found = self._first(
+            "SELECT coalesce(max(id), 0) FROM session_change WHERE id > ? AND verb <> 'undo' AND undone_by IS NULL "
+            f"AND (session_id IN ({marks}) OR other_id IN ({marks}))",
+            number,
+            *session_ids,
+            *session_ids,
+        )
+        return int(found[0]) if found else 0
+
+    def put_amendment(self, amendment: Amendment) -> None:
+        *values, before = (getattr(amendment, name) for name in _AMENDMENT_FIELDS)
+        self._execute(_PUT_AMENDMENT, (*values, _encoder.encode(before).decode()))
+
+    def _ids(self, sql: str, session_id: str) -> list[str]:
+        return [found for (found,) in self._execute(sql, (session_id,))]
 
     def _first(self, sql: str, *bindings: Value) -> tuple[Any, ...] | None:
         return next(iter(self._execute(sql, bindings)), None)
@@ -91,12 +205,45 @@ class SqliteTables:
 
 def session_of(values: tuple[Any, ...]) -> Session:
     """A session from the columns SESSION_COLUMNS."""
-    identity = dict(zip(_IDENTITY_COLUMNS, values, strict=False))
+    identity: dict[str, Any] = dict(zip(_IDENTITY_COLUMNS, values, strict=False))
     if not (0 <= identity["epoch"] < COUNT_MAX and 0 <= identity["last_position"] < COUNT_MAX):
         # The fence and the order of rows: no daemon can judge them, and no frame may hold them.
         raise DamagedRow(f"session {identity['session_id']!r:.80}")
+    why = _why_of({name: identity.pop(name) for name in _WHY_FIELDS})
+    shape = _shape_of(identity.pop("shape"))
     image = values[len(_IDENTITY_COLUMNS) :]
-    return Session(**identity, snapshot=_snapshot_of(image) if image[0] else None)
+    return Session(**identity, why=why, shape=shape, snapshot=_snapshot_of(image) if image[0] else None)
+
+
+def _session_values(session: Session) -> tuple[Value, ...]:
+    named = {**asdict(session), **asdict(session.why)}
+    named["shape"] = _encoder.encode(session.shape).decode() if session.shape else None
+    return tuple(named[name] for name in _IDENTITY_COLUMNS)
+
+
+def _shape_of(text: str | None) -> Shape | None:
+    """A damaged one costs a session its measure for calls beside it, until its next turn."""
+    try:
+        return _shapes.decode(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _why_of(values: dict[str, Any]) -> Why:
+    """What no version could have written must not keep the rest from being read."""
+    try:
+        return msgspec.convert(values, Why)
+    except ValueError:
+        return Why()
+
+
+def _amendment_of(values: tuple[Any, ...]) -> Amendment:
+    """An operator's correction.  Raises DamagedRow: one that is undone wrongly would be worse than none."""
+    named: dict[str, Any] = dict(zip(_AMENDMENT_FIELDS, values, strict=True))
+    try:
+        return Amendment(**{**named, "before": _images.decode(named["before"])})
+    except (ValueError, RecursionError):
+        raise DamagedRow(f"session change {named['number']!r:.80}") from None
 
 
 def _snapshot_of(image: tuple[Any, ...]) -> Snapshot:
@@ -123,24 +270,30 @@ def row_of(values: tuple[Any, ...]) -> Row:
     named: dict[str, Any] = dict(zip(_ROW_FIELDS, content, strict=True))
     tokens = {name: named.pop(name) for name in _USAGE_FIELDS}
     usage = None if tokens["output_tokens"] is None else Usage(**tokens)
+    why = _why_of({name: named.pop(name) for name in _WHY_FIELDS})
     named["user_turn"], named["text_only"] = bool(named["user_turn"]), bool(named["text_only"])
-    return Row(**named, usage=usage)
+    return Row(**named, usage=usage, why=why)
 
 
 def _row_values(row: Row) -> tuple[Value, ...]:
-    return tuple(
-        getattr(row.usage, name, None) if name in _USAGE_FIELDS else getattr(row, name) for name in _ROW_FIELDS
-    )
+    of = {**dict.fromkeys(_USAGE_FIELDS, row.usage), **dict.fromkeys(_WHY_FIELDS, row.why)}
+    return tuple(getattr(of.get(name, row), name, None) for name in _ROW_FIELDS)
 
 
 def _checksum(values: tuple[Value, ...]) -> int:
+    # Columns that came later count only where something stands in them: rows that were written before keep their sums.
+    while len(values) > _FIRST_ROW_FIELDS and not values[-1]:
+        values = values[:-1]
     # JSON, not repr: true and 1 must not differ between what was bound and what SQLite gives back.
     return zlib.crc32(_encoder.encode([int(v) if isinstance(v, bool) else v for v in values]))
 
 
 _encoder: Final = msgspec.json.Encoder()
+_shapes: Final = msgspec.json.Decoder(Shape)
+_images: Final = msgspec.json.Decoder(list[Image])
 
 _USAGE_FIELDS: Final = Usage.__struct_fields__
+_WHY_FIELDS: Final = Why.__struct_fields__
 _ROW_FIELDS: Final = (
     "event_id",
     "session_id",
@@ -165,12 +318,24 @@ _ROW_FIELDS: Final = (
     "layer",
     "user_turn",
     "text_only",
+    "origin",
+    "confidence",
 )
+_FIRST_ROW_FIELDS: Final = _ROW_FIELDS.index("text_only") + 1
 ROW_COLUMNS: Final = (*_ROW_FIELDS, "checksum")
 _SNAPSHOT_FIELDS: Final = Snapshot.__struct_fields__
-_IDENTITY_COLUMNS: Final = tuple(name for name in Session.__struct_fields__ if name != "snapshot")
+_IDENTITY_COLUMNS: Final = (
+    *(name for name in Session.__struct_fields__ if name not in ("snapshot", "why")),
+    *_WHY_FIELDS,
+)
 _SNAPSHOT_COLUMNS: Final = tuple("snapshot_position" if name == "position" else name for name in _SNAPSHOT_FIELDS)
 SESSION_COLUMNS: Final = (*_IDENTITY_COLUMNS, *_SNAPSHOT_COLUMNS)
+
+_NO_SNAPSHOT: Final = (0, 0, 0, -1.0, -1.0, 0, 0, 0, 0, 0, "5m", None, 0)
+"""The columns of a session that has none, as they are born."""
+_AMENDMENT_FIELDS: Final = Amendment.__struct_fields__
+_AMENDMENT_COLUMNS: Final = tuple("id" if name == "number" else name for name in _AMENDMENT_FIELDS)
+_AMENDMENT_LIST: Final = ", ".join(_AMENDMENT_COLUMNS)
 
 _ROW_LIST: Final = ", ".join(ROW_COLUMNS)
 _AS_BYTES: Final = frozenset({"warmup_state", "resolved_conversation_ttl"})
@@ -204,8 +369,15 @@ _PUT_SNAPSHOT: Final = (
 _PUT_ROW: Final = _upsert("ledger", ROW_COLUMNS, ("event_id",))
 _ROWS_AFTER: Final = f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position > ? ORDER BY position LIMIT ?"
 _HOLDERS: Final = "SELECT session_id, event_id, at FROM session_key WHERE kind = ? AND value = ?"
+_REQUESTS: Final = "SELECT value, event_id, at FROM session_key WHERE session_id = ? AND kind = 'request'"
 _PUT_KEY: Final = _upsert(
     "session_key", ("kind", "name", "value", "session_id", "event_id", "at"), ("kind", "value", "name", "session_id")
 )
+_PUT_HISTORY: Final = (
+    "INSERT INTO session_history (value, session_id, event_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_PUT_HINT: Final = _upsert("session_hint", ("session_id", "name", "value", "turns"), ("session_id", "name"))
+_PUT_LESSON: Final = _upsert("learned_header", ("client", "name", "conversations", "contradicted"), ("client", "name"))
+_PUT_AMENDMENT: Final = _upsert("session_change", _AMENDMENT_COLUMNS, ("id",))
 _ADD_TO_SESSION: Final = _adding("session_total", ("session_id",))
 _ADD_TO_DAY: Final = _adding("day_total", DayKey._fields)

@@ -2,65 +2,117 @@
 
 One rule: nothing outside this package knows what a provider's JSON looks like, and nothing in it does I/O.
 
-A wire format is four functions, one file per format; `parse_turn`, `units_of` and `reader` choose among them.
+A wire format is a body's type and a few functions, one file per format; the functions here choose among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from daemon.providers import chat, messages, responses
 from daemon.providers.base import Answer, AnswerReader, Turn, Unit, WireFormat
+from daemon.providers.body import BodyFields, CommonBody, Named, fields_for
 from daemon.providers.errors import error_body
 from daemon.providers.fields import Object, whole_characters
 from daemon.providers.normal import Reading, merged, units_from
 from daemon.providers.reader import DocumentReader, EventReader, Stream
+from daemon.providers.setup import Setup, setup_from
 
 __all__ = [
     "Answer",
     "AnswerReader",
+    "BodyFields",
+    "Setup",
     "Turn",
     "Unit",
     "WireFormat",
+    "body_fields",
     "error_body",
     "merged",
     "parse_turn",
     "reader",
+    "setup_of",
     "units_of",
 ]
 
 
 class _Format(NamedTuple):
-    parse_turn: Callable[[bytes], Turn]
+    body_type: type[CommonBody]
+    turn_of: Callable[[Any, Named], Turn]
+    """From a body of that type, and what it mints."""
+    system_texts: Callable[[Turn], Iterable[str]]
+    tool_name_paths: Sequence[Sequence[str]]
     read_entry: Callable[[msgspec.Raw], Reading]
     read_document: Callable[[Object], Answer]
     stream: Callable[[], Stream]
 
 
 _FORMATS: Final[dict[WireFormat, _Format]] = {
-    "messages": _Format(messages.parse_turn, messages.read_entry, messages.read_document, messages.Stream),
-    "chat": _Format(chat.parse_turn, chat.read_entry, chat.read_document, chat.Stream),
-    "responses": _Format(responses.parse_turn, responses.read_entry, responses.read_document, responses.Stream),
+    "messages": _Format(
+        messages.Body,
+        messages.turn_of,
+        messages.system_texts,
+        messages.TOOL_NAME_PATHS,
+        messages.read_entry,
+        messages.read_document,
+        messages.Stream,
+    ),
+    "chat": _Format(
+        chat.Body,
+        chat.turn_of,
+        chat.system_texts,
+        chat.TOOL_NAME_PATHS,
+        chat.read_entry,
+        chat.read_document,
+        chat.Stream,
+    ),
+    "responses": _Format(
+        responses.Body,
+        responses.turn_of,
+        responses.system_texts,
+        responses.TOOL_NAME_PATHS,
+        responses.read_entry,
+        responses.read_document,
+        responses.Stream,
+    ),
 }
 
 
-def parse_turn(protocol: WireFormat, body: bytes) -> Turn | None:
+def body_fields(paths: Sequence[str]) -> BodyFields:
+    """`paths`: where clients put the ids of their sessions, as keys joined by dots, the most trusted place first."""
+    return BodyFields({protocol: fields_for(paths, wire.body_type) for protocol, wire in _FORMATS.items()})
+
+
+def parse_turn(protocol: WireFormat, body: bytes, fields: BodyFields) -> Turn | None:
     """The request in `body`; None if that is not a JSON object.  Fields of a wrong type count as absent."""
     try:
         # The parser skips over texts it is not asked for without looking whether they are UTF-8.
         body.decode("utf-8")
-        return _FORMATS[protocol].parse_turn(body)
+        return _turn_in(protocol, body, fields)
     except UnicodeDecodeError:
         return None
     except (ValueError, RecursionError):
         pass
     try:
-        return _FORMATS[protocol].parse_turn(whole_characters(body))
+        return _turn_in(protocol, whole_characters(body), fields)
     except (ValueError, RecursionError):
         return None
+
+
+def _turn_in(protocol: WireFormat, body: bytes, fields: BodyFields) -> Turn:
+    """Raises ValueError or RecursionError if the body is not a JSON object."""
+    wanted = fields.formats[protocol]
+    head = wanted.decoder.decode(body)
+    return _FORMATS[protocol].turn_of(head, wanted.minted_in(head))
+
+
+def setup_of(turn: Turn) -> Setup:
+    """The instructions and tools of a request, decoded now."""
+    wire = _FORMATS[turn.protocol]
+    return setup_from(wire.system_texts(turn), turn.tools, wire.tool_name_paths)
 
 
 def units_of(turn: Turn) -> list[Unit]:

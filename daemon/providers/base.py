@@ -17,6 +17,9 @@ from worker.protocol import Usage
 
 WireFormat = Literal["messages", "chat", "responses"]
 
+ABSENT: Final = msgspec.Raw(b"null")
+"""A field that is not there, where the others are kept undecoded."""
+
 USER: Final = "user"
 ASSISTANT: Final = "assistant"
 
@@ -43,12 +46,20 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     user_turn: bool = False
     """The newest message is the user's own rather than a tool's result."""
     minted: tuple[tuple[str, str], ...] = ()
-    """Session ids (name, value) that the client put into the body."""
+    """Session ids (place, value) that the client put into the body, in the order of the configured places."""
+    hints: tuple[tuple[str, str], ...] = ()
+    """Names and values that may belong to this conversation alone, or to all of an application's."""
     account_claim: str = ""
+    output_limit: int | None = None
+    """Tokens that the client will take at most."""
     has_state: bool = False
     """The provider keeps the history: this request holds only what is new."""
     state_id: str = ""
-    """The response or conversation that such a request goes on from."""
+    """The response that such a request goes on from; empty where it goes on from a conversation, which has an id of
+    its own among the configured places."""
+    system: msgspec.Raw = ABSENT
+    """What the client says as system beside the conversation, not decoded."""
+    tools: msgspec.Raw = ABSENT
     entries: tuple[msgspec.Raw, ...] = ()
     """The conversation's messages or items, not decoded: most requests are recognised without their texts."""
 
@@ -64,9 +75,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The provider reported an error inside the answer."""
     unit: Unit | None = None
     """The answer in normal form; None unless it is finished, fully known and not empty."""
+    other_forms: tuple[Unit, ...] = ()
+    """The same answer as some clients send it back otherwise: parts left out, or ids in the place of what they name."""
     text_only: bool = True
     """No tool call was seen in it."""
     response_id: str = ""
+
+    @property
+    def forms(self) -> tuple[Unit, ...]:
+        """The answer as a later request may hold it, in any of these ways."""
+        return self.other_forms if self.unit is None else (self.unit, *self.other_forms)
 
 
 class AnswerReader(Protocol):

@@ -9,11 +9,13 @@ send ids again in every chunk or not at all, so a finish reason and a clean end 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-from daemon.providers.base import ASSISTANT, MODEL_CHARACTERS_MAX, USER, Answer, Turn, Unit
+from daemon.providers.base import ABSENT, ASSISTANT, USER, Answer, Turn, Unit
+from daemon.providers.body import CommonBody, Named, hints_in, is_streamed, limit_in, model_of
 from daemon.providers.fields import Field, Object, id_at, natural_at, object_at, object_of, objects_in, text_at
 from daemon.providers.normal import (
     LEFT_OUT,
@@ -23,11 +25,13 @@ from daemon.providers.normal import (
     call_mark,
     content_text,
     is_user_turn,
+    other_forms,
     result_text,
     said,
     squeeze,
     unreadable,
 )
+from daemon.providers.setup import leading_texts
 from daemon.providers.sse import Event
 from daemon.providers.usage import Tally
 
@@ -38,28 +42,36 @@ TEXT: Final = 0
 REFUSAL: Final = 1
 CALLS: Final = 2
 
+THOUGHTS_BEGIN: Final = "<think>"
+THOUGHTS_END: Final = "</think>"
 
-class _Body(msgspec.Struct):
-    model: Field = None
-    stream: Field = None
+TOOL_NAME_PATHS: Final = (("function", "name"), ("custom", "name"), ("type",))
+
+
+class Body(CommonBody):
     messages: Field = None
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
-
-
-def parse_turn(body: bytes) -> Turn:
-    """Raises ValueError or RecursionError if the body is not a JSON object."""
-    head = _decoder.decode(body)
-    entries = tuple(head.messages) if isinstance(head.messages, list) else ()
+def turn_of(body: Body, minted: Named) -> Turn:
+    entries = tuple(body.messages) if isinstance(body.messages, list) else ()
     return Turn(
         protocol="chat",
-        model=head.model[:MODEL_CHARACTERS_MAX] if isinstance(head.model, str) else "",
-        stream=head.stream is True,
+        model=model_of(body),
+        stream=is_streamed(body),
         message_count=len(entries),
         user_turn=is_user_turn(entries, read_entry),
+        minted=minted,
+        hints=hints_in(body),
+        output_limit=limit_in(body.max_completion_tokens, body.max_tokens),
+        tools=body.tools,
         entries=entries,
     )
+
+
+def system_texts(turn: Turn) -> Iterator[str]:
+    return leading_texts(turn.entries)
 
 
 def read_entry(entry: msgspec.Raw) -> Reading:
@@ -97,11 +109,13 @@ def read_document(document: Object) -> Answer:
     failed = document.get("error") is not None
     messages = [object_at(choice, "message") for choice in objects_in(document.get("choices"))]
     readings = [_read_assistant(message) for message in messages]
+    unit = None if failed or len(messages) != 1 else _unit(messages[0], readings[0])
     return Answer(
         usage=tally.inclusive(),
         finished=not failed,
         failed=failed,
-        unit=None if failed or len(messages) != 1 else _unit(messages[0], readings[0]),
+        unit=unit,
+        other_forms=other_forms(unit, [_without_thoughts(unit)]),
         text_only=not any(reading.has_call for reading in readings),
         response_id=id_at(document, "id"),
     )
@@ -110,6 +124,14 @@ def read_document(document: Object) -> Answer:
 def _unit(message: Object, reading: Reading) -> Unit | None:
     """A call without an id gets one from the client, which cannot be known here."""
     return Unit(ASSISTANT, reading.text) if reading.text and all(_call_ids(message)) else None
+
+
+def _without_thoughts(unit: Unit | None) -> Unit | None:
+    """Where a server writes the reasoning into the text, most clients cut it out before they send the text back."""
+    if unit is None or not unit.text.startswith(THOUGHTS_BEGIN):
+        return None
+    _, end, rest = unit.text.partition(THOUGHTS_END)
+    return Unit(unit.role, rest) if end and rest else None
 
 
 def _tally_of(source: Object) -> Tally:
@@ -150,11 +172,13 @@ class Stream:
     def answer(self, whole: bool) -> Answer:
         ended = self.terminal or (whole and self._has_finish_reason)
         finished = ended and not self._failed
+        unit = self._draft.unit() if finished and all(self._call_ids.values()) else None
         return Answer(
             usage=self._tally.inclusive(),
             finished=finished,
             failed=self._failed,
-            unit=self._draft.unit() if finished and all(self._call_ids.values()) else None,
+            unit=unit,
+            other_forms=other_forms(unit, [_without_thoughts(unit)]),
             text_only=not self._draft.has_call,
             response_id=self._response_id,
         )

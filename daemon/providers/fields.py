@@ -6,12 +6,14 @@ One rule: a field that is absent and a field of the wrong type are the same thin
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from daemon.providers.base import ID_CHARACTERS_MAX
 
+T = TypeVar("T")
 Object = dict[str, Any]
 Field = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | None
 """Any JSON value, its inside not decoded: it makes a typed decoder tolerant of wrong types in a single pass."""
@@ -19,14 +21,30 @@ Field = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | 
 
 def value_of(data: bytes | str | msgspec.Raw) -> object:
     """The JSON value in `data`; None if it cannot be read, as for null."""
-    try:
-        return msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return msgspec.json.decode(whole_characters(data.encode() if isinstance(data, str) else bytes(data)))
-    except (ValueError, RecursionError):
-        return None
+    return _decoded(data, _value_decoder)
+
+
+def shallow(value: Field | msgspec.Raw) -> Field:
+    """A value with its inside still undecoded; None if it cannot be read."""
+    return _decoded(value, _shallow_decoder) if isinstance(value, msgspec.Raw) else value
+
+
+def string_under(value: Field | msgspec.Raw, keys: Sequence[str] = ()) -> str:
+    """The string that these keys lead to, one object inside the other; empty if there is none.
+
+    A string on the way is looked into as well: some clients write a JSON object where the API wants a text.
+    """
+    found = shallow(value)
+    for key in keys:
+        if isinstance(found, str):
+            found = _decoded(found, _shallow_decoder)
+        inner = found.get(key) if isinstance(found, dict) else None
+        found = shallow(inner)
+    return found if isinstance(found, str) else ""
+
+
+def is_id(text: str) -> bool:
+    return 0 < len(text) <= ID_CHARACTERS_MAX and text.isprintable()
 
 
 def whole_characters(data: bytes) -> bytes:
@@ -63,8 +81,26 @@ def objects_in(value: object) -> list[Object]:
 
 def natural_at(source: Object, key: str) -> int | None:
     """A whole number from 0 up; JSON's true is an int in Python and none here."""
-    value = source.get(key)
+    return natural_of(source.get(key))
+
+
+def natural_of(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _decoded(data: bytes | str | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T | None:
+    try:
+        return decoder.decode(data)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return decoder.decode(whole_characters(data.encode() if isinstance(data, str) else bytes(data)))
+    except (ValueError, RecursionError):
+        return None
+
+
+_value_decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+_shallow_decoder: Final[msgspec.json.Decoder[Field]] = msgspec.json.Decoder(Field)
 
 
 _HALVES: Final = re.compile(

@@ -13,15 +13,18 @@ from typing import Final
 
 import msgspec
 
-from daemon.providers.base import ASSISTANT, MODEL_CHARACTERS_MAX, USER, Answer, Turn, Unit
+from daemon.providers.base import ABSENT, ASSISTANT, USER, Answer, Turn, Unit
+from daemon.providers.body import CommonBody, Named, hints_in, is_streamed, limit_in, model_of
 from daemon.providers.fields import (
     Field,
     Object,
     id_at,
+    is_id,
     natural_at,
     object_at,
     object_of,
     objects_in,
+    string_under,
     text_at,
     value_of,
 )
@@ -34,48 +37,52 @@ from daemon.providers.normal import (
     call_mark,
     is_user_turn,
     mark,
+    other_forms,
     part_text,
     result_text,
     said,
     squeeze,
     unreadable,
 )
+from daemon.providers.setup import texts_in
 from daemon.providers.sse import Event
 from daemon.providers.usage import Tally
 
+BILLING: Final = "x-anthropic-billing-header:"
+"""Claude Code's first system block: a checksum and a version for the provider, new with every request."""
+TOOL_NAME_PATHS: Final = (("name",), ("type",))
+PLAIN_BLOCKS: Final = frozenset({*TEXT_PARTS, "tool_use"})
+"""What every client keeps of an answer: those that know nothing of the provider's own tools drop the other blocks."""
 
-class _Body(msgspec.Struct):
-    model: Field = None
-    stream: Field = None
+
+class Body(CommonBody):
     messages: Field = None
-    metadata: Field = None
+    system: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
-
-
-def parse_turn(body: bytes) -> Turn:
-    """Raises ValueError or RecursionError if the body is not a JSON object."""
-    head = _decoder.decode(body)
-    entries = tuple(head.messages) if isinstance(head.messages, list) else ()
-    user = _user_claims(head.metadata)
-    session_id = id_at(user, "session_id")
+def turn_of(body: Body, minted: Named) -> Turn:
+    entries = tuple(body.messages) if isinstance(body.messages, list) else ()
+    account = string_under(body.metadata, ("user_id", "account_uuid"))
     return Turn(
         protocol="messages",
-        model=head.model[:MODEL_CHARACTERS_MAX] if isinstance(head.model, str) else "",
-        stream=head.stream is True,
+        model=model_of(body),
+        stream=is_streamed(body),
         message_count=len(entries),
         user_turn=is_user_turn(entries, read_entry),
-        minted=(("metadata.user_id.session_id", session_id),) if session_id else (),
-        account_claim=id_at(user, "account_uuid"),
+        minted=minted,
+        hints=hints_in(body),
+        account_claim=account if is_id(account) else "",
+        output_limit=limit_in(body.max_tokens),
+        system=body.system,
+        tools=body.tools,
         entries=entries,
     )
 
 
-def _user_claims(metadata: Field) -> Object:
-    """`metadata.user_id` is one string by contract; some clients write a JSON object into it."""
-    user_id = value_of(metadata["user_id"]) if isinstance(metadata, dict) and "user_id" in metadata else None
-    return (object_of(user_id) if isinstance(user_id, str) else None) or {}
+def system_texts(turn: Turn) -> list[str]:
+    """Messages of the role system among the others are reminders, and none of these."""
+    return [text for text in texts_in(value_of(turn.system)) if not text.startswith(BILLING)]
 
 
 def read_entry(entry: msgspec.Raw) -> Reading:
@@ -124,15 +131,23 @@ def read_document(document: Object) -> Answer:
     tally = Tally()
     tally.note_exclusive(object_at(document, "usage"))
     failed = document.get("error") is not None
-    reading = _read_content(document.get("content"), ASSISTANT)
+    content = document.get("content")
+    reading = _read_content(content, ASSISTANT)
+    unit = _unit(reading, failed=failed)
+    plain = [block for block in objects_in(content) if text_at(block, "type") in PLAIN_BLOCKS]
     return Answer(
         usage=tally.exclusive(),
         finished=not failed,
         failed=failed,
-        unit=Unit(ASSISTANT, reading.text) if reading.text and not failed else None,
+        unit=unit,
+        other_forms=other_forms(unit, [_unit(_read_content(plain, ASSISTANT), failed=failed)]),
         text_only=not reading.has_call,
         response_id=id_at(document, "id"),
     )
+
+
+def _unit(reading: Reading, *, failed: bool) -> Unit | None:
+    return Unit(ASSISTANT, reading.text) if reading.text and not failed else None
 
 
 class Stream:
@@ -144,6 +159,7 @@ class Stream:
         self._response_id = ""
         self._tally = Tally()
         self._draft = Draft()
+        self._plain = Draft()
 
     def hear(self, event: Event) -> None:
         data = object_of(event.data) if event.data is not None else None
@@ -168,11 +184,14 @@ class Stream:
     def answer(self, whole: bool) -> Answer:
         """`whole` says nothing here: a stream without its last event was cut, however politely."""
         finished = self.terminal and not self._failed
+        self._plain.known &= self._draft.known
+        unit = self._draft.unit() if finished else None
         return Answer(
             usage=self._tally.exclusive(),
             finished=finished,
             failed=self._failed,
-            unit=self._draft.unit() if finished else None,
+            unit=unit,
+            other_forms=other_forms(unit, [self._plain.unit()] if finished else []),
             text_only=not self._draft.has_call,
             response_id=self._response_id,
         )
@@ -183,17 +202,19 @@ class Stream:
         kind = text_at(block, "type")
         if index is None:
             self._draft.known = False
-        elif _is_call(kind):
-            self._draft.call((index,), text_at(block, "id"))
-        elif kind in TEXT_PARTS:
-            self._draft.add((index,), squeeze(text_at(block, TEXT_PARTS[kind])))
-        else:
-            self._draft.put((index,), _block_text(block, ASSISTANT))
+            return
+        self._draft.has_call |= _is_call(kind)
+        for draft in (self._draft, self._plain) if kind in PLAIN_BLOCKS else (self._draft,):
+            if kind in TEXT_PARTS:
+                draft.add((index,), squeeze(text_at(block, TEXT_PARTS[kind])))
+            else:
+                draft.put((index,), _block_text(block, ASSISTANT))
 
     def _grow_block(self, data: Object) -> None:
         index = natural_at(data, "index")
-        text = text_at(object_at(data, "delta"), "text")
+        text = squeeze(text_at(object_at(data, "delta"), "text"))
         if index is None:
             self._draft.known = False
         else:
-            self._draft.add((index,), squeeze(text))
+            self._draft.add((index,), text)
+            self._plain.add((index,), text)

@@ -8,6 +8,15 @@ unit's text is its texts in order without any whitespace; tool calls and results
 what is not text is a mark that carries only its type; reasoning, reminders and the system's messages are left out.
 Neighbours on the same side are one unit, since clients disagree on where a message ends.
 
+What clients disagree on in whole, and what no single text can hold therefore, are the `other_forms` of an answer: each
+is a text of its own, and a later request may go on from any of them.
+
+Neighbours being one, a request that was never answered is no beginning of the next one, where the client sends the
+user's old words and the new ones side by side.  Within a conversation the answer before them proves whose it is.  An
+opening stays behind, on purpose: all that the two share is a user's first words, which are the same in the many
+conversations that one outage cuts off at once, and joining those would be worse than leaving a session that holds
+nothing but an error.
+
 A mark is built from separators that Unicode counts as whitespace.  Removing whitespace therefore removes them from
 every text and every id, so no text can forge a mark.
 """
@@ -25,6 +34,7 @@ from daemon.providers.fields import Object, objects_in, text_at
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 REMINDER: Final = "<system-reminder>"
+REMINDER_END: Final = "</system-reminder>"
 TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kinds of part that hold text, and the field that holds it."""
 REASONING_PARTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text"})
@@ -57,6 +67,11 @@ def merged(units: Iterable[Unit]) -> list[Unit]:
     return [Unit(role, "".join(unit.text for unit in side)) for role, side in groupby(spoken, lambda unit: unit.role)]
 
 
+def other_forms(unit: Unit | None, forms: Iterable[Unit | None]) -> tuple[Unit, ...]:
+    """Those that are known and differ from the unit, each once."""
+    return tuple(dict.fromkeys(form for form in forms if form is not None and form != unit))
+
+
 def is_user_turn(entries: Sequence[msgspec.Raw], read: Read) -> bool:
     """The newest entry that counts is the user's own."""
     readings = map(read, reversed(entries))
@@ -73,9 +88,11 @@ def mark(kind: str, name: str = "") -> str:
 
 
 def said(text: str, role: str) -> str:
-    """A text of that side.  Only what clients add to the user's side can be a reminder."""
-    if role == USER and text.lstrip().startswith(REMINDER):
-        return ""
+    """A text of that side.  Only what clients add to the user's side can be a reminder, and only at its beginning, from
+    the one mark to the other: what stands after it was said."""
+    if role == USER:
+        while (rest := text.lstrip()).startswith(REMINDER) and REMINDER_END in rest:
+            text = rest.partition(REMINDER_END)[2]
     return squeeze(text)
 
 

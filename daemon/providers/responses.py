@@ -6,26 +6,34 @@ Theory of operation.  A conversation is a flat list of items: messages, calls, o
 year, so an item of an unknown kind is known by its `call_id` if it has one and by its type if not.  A stream grows
 items piece by piece, repeats each one complete when it is done, and ends with an event that holds the whole response.
 Some servers leave the items out of that last event, so the complete items are kept until it comes.
+
+What the provider stores, a client may send back as references: some refer to every item, some to all but the calls of
+functions, whose outputs are paired with them by `call_id`.  So an answer has several forms (`_FORMS`), and a later
+request holds the newest answer in any of them.  A form that changes for answers further back (a conversation saved
+without ids and taken up again) can not be known: a request's own references name texts that nobody here has seen.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from daemon.providers.base import ASSISTANT, MODEL_CHARACTERS_MAX, USER, Answer, Turn, Unit
+from daemon.providers.base import ABSENT, ASSISTANT, USER, Answer, Turn, Unit
+from daemon.providers.body import CommonBody, Named, hints_in, is_streamed, limit_in, model_of
 from daemon.providers.fields import (
     Field,
     Object,
     id_at,
+    is_id,
     natural_at,
     object_at,
     object_of,
     objects_in,
+    string_under,
     text_at,
-    value_of,
 )
 from daemon.providers.normal import (
     LEFT_OUT,
@@ -36,10 +44,11 @@ from daemon.providers.normal import (
     content_text,
     is_user_turn,
     mark,
-    merged,
+    other_forms,
     result_text,
     unreadable,
 )
+from daemon.providers.setup import leading_texts
 from daemon.providers.sse import Event
 from daemon.providers.usage import Tally
 
@@ -48,52 +57,51 @@ ENDED: Final = frozenset({"completed", "incomplete"})
 LAST_EVENTS: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 HEARD_EVENTS: Final = LAST_EVENTS | {"response.created", "response.output_item.done"}
 """The others, nearly all of a stream, only grow what these repeat: they are not even decoded."""
+REFERENCE: Final = "item_reference"
+UNREFERRED: Final = ("rs_", "mcpl_")
+"""How the ids of reasoning and of lists of tools begin: some clients refer to them, others leave them out."""
+
+TOOL_NAME_PATHS: Final = (("name",), ("type",))
 
 
-class _Body(msgspec.Struct):
-    model: Field = None
-    stream: Field = None
+class Body(CommonBody):
     input: Field = None
-    previous_response_id: Field = None
-    conversation: Field = None
+    instructions: msgspec.Raw = ABSENT
+    previous_response_id: msgspec.Raw = ABSENT
+    conversation: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
-_NULL: Final = msgspec.Raw(b"null")
-
-
-def parse_turn(body: bytes) -> Turn:
-    """Raises ValueError or RecursionError if the body is not a JSON object."""
-    head = _decoder.decode(body)
-    entries = _entries(head.input)
-    state_id = _state_id(head)
+def turn_of(body: Body, minted: Named) -> Turn:
+    entries = _entries(body.input)
+    response_id = string_under(body.previous_response_id)
+    conversation_id = string_under(body.conversation) or string_under(body.conversation, ("id",))
     return Turn(
         protocol="responses",
-        model=head.model[:MODEL_CHARACTERS_MAX] if isinstance(head.model, str) else "",
-        stream=head.stream is True,
+        model=model_of(body),
+        stream=is_streamed(body),
         message_count=len(entries),
         user_turn=is_user_turn(entries, read_entry),
-        has_state=bool(state_id),
-        state_id=id_at({"id": state_id}, "id"),
+        minted=minted,
+        hints=hints_in(body),
+        output_limit=limit_in(body.max_output_tokens),
+        has_state=bool(response_id or conversation_id),
+        state_id=response_id if is_id(response_id) else "",
+        system=body.instructions,
+        tools=body.tools,
         entries=entries,
     )
+
+
+def system_texts(turn: Turn) -> Iterator[str]:
+    yield string_under(turn.system)
+    yield from leading_texts(turn.entries)
 
 
 def _entries(source: Field) -> tuple[msgspec.Raw, ...]:
     if isinstance(source, str):
         return (msgspec.Raw(msgspec.json.encode({"role": "user", "content": source})),)
     return tuple(source) if isinstance(source, list) else ()
-
-
-def _state_id(head: _Body) -> str:
-    if isinstance(head.previous_response_id, str) and head.previous_response_id:
-        return head.previous_response_id
-    if isinstance(head.conversation, str):
-        return head.conversation
-    if isinstance(head.conversation, dict):
-        conversation_id = value_of(head.conversation.get("id", _NULL))
-        return conversation_id if isinstance(conversation_id, str) else ""
-    return ""
 
 
 def read_entry(entry: msgspec.Raw) -> Reading:
@@ -106,37 +114,98 @@ def _read_item(item: Object) -> Reading:
     kind, role, call_id = text_at(item, "type"), text_at(item, "role"), text_at(item, "call_id")
     if role in SYSTEM_ROLES or kind == "reasoning":
         return LEFT_OUT
+    if kind == REFERENCE or (not kind and item.keys() <= {"id", "type"}):
+        return Reading(ASSISTANT, _reference(text_at(item, "id")))
     if role or kind == "message":
         side = ASSISTANT if role == "assistant" else USER
         return Reading(side, content_text(item.get("content"), side))
     if kind.endswith("_output"):
         result = result_text(call_id or text_at(item, "id"), item.get("output"))
         return Reading(USER, result, has_result=True)
+    if kind == "mcp_approval_response":
+        return Reading(USER, mark("result", text_at(item, "approval_request_id")), has_result=True)
     is_call = kind.endswith("_call")
     return Reading(ASSISTANT, call_mark(call_id) if call_id else mark("item", kind), has_call=is_call)
 
 
+def _reference(item_id: str) -> str:
+    """The item that the provider stores under that id, whatever it is."""
+    return "" if item_id.startswith(UNREFERRED) else mark("reference", item_id)
+
+
 def read_document(document: Object) -> Answer:
     """A whole response, as it is answered without a stream and at the end of one."""
+    items = _Items()
+    for index, item in enumerate(objects_in(document.get("output"))):
+        items.put(index, item)
+    return _answer_of(document, items, ended=text_at(document, "status") in ENDED)
+
+
+def _answer_of(document: Object, items: _Items, *, ended: bool) -> Answer:
     tally = Tally()
     tally.note_inclusive(object_at(document, "usage"), prompt="input", answer="output")
-    status = text_at(document, "status")
-    failed = status == "failed" or document.get("error") is not None
-    readings = [_read_item(item) for item in objects_in(document.get("output"))]
+    failed = text_at(document, "status") == "failed" or document.get("error") is not None
+    forms = items.units(is_stored=document.get("store") is not False) if ended and not failed else [None]
     return Answer(
         usage=tally.inclusive(),
         finished=not failed,
         failed=failed,
-        unit=_unit(readings) if status in ENDED and not failed else None,
-        text_only=not any(reading.has_call for reading in readings),
+        unit=forms[0],
+        other_forms=other_forms(forms[0], forms),
+        text_only=not items.has_call,
         response_id=id_at(document, "id"),
     )
 
 
-def _unit(readings: list[Reading]) -> Unit | None:
-    """The items as one unit; outputs of the provider's own tools among them make two sides, which no answer has."""
-    units = merged(Unit(reading.role, reading.text) for reading in readings)
-    return units[0] if len(units) == 1 and units[0].role == ASSISTANT else None
+# -- the forms of an answer ----------------------------------------------------------------------------------------
+
+
+T = TypeVar("T")
+
+
+class _Forms(NamedTuple, Generic[T]):
+    """What clients make of an item, or of a whole answer, when they send it back; None: it can not be told."""
+
+    in_full: T | None
+    plain: T | None
+    """Without what the provider's own tools did: some clients know only texts and calls of their own."""
+    referred: T | None
+    referred_but_functions: T | None
+
+
+def _forms_of(item: Object) -> _Forms[str]:
+    """Empty where clients leave the item out."""
+    reading, kind, item_id = _read_item(item), text_at(item, "type"), text_at(item, "id")
+    # Outputs of the provider's own tools make two sides, which no answer has.
+    in_full = reading.text if reading.role == ASSISTANT or not reading.text else None
+    plain = (in_full or "") if kind == "message" or text_at(item, "call_id") else ""
+    nameless = "" if kind == "reasoning" else None
+    referred = _reference(item_id) if item_id else nameless
+    return _Forms(in_full, plain, referred, in_full if kind == "function_call" else referred)
+
+
+class _Items:
+    """The items of an answer, as far as they are known, in every form."""
+
+    def __init__(self) -> None:
+        self.has_call = False
+        self._drafts = [Draft() for _ in _Forms._fields]
+
+    def put(self, index: int | None, item: Object) -> None:
+        self.has_call |= _read_item(item).has_call
+        for draft, text in zip(self._drafts, _forms_of(item), strict=True):
+            draft.known &= text is not None and index is not None
+            draft.put((index or 0,), text or "")
+
+    def lose(self) -> None:
+        """Something of the answer was not understood."""
+        for draft in self._drafts:
+            draft.known = False
+
+    def units(self, *, is_stored: bool) -> list[Unit | None]:
+        """The answer in full, and in the other forms; only what is stored can be referred to."""
+        units = _Forms(*(draft.unit() for draft in self._drafts))
+        return list(units) if is_stored else [units.in_full, units.plain]
 
 
 class Stream:
@@ -145,47 +214,40 @@ class Stream:
     def __init__(self) -> None:
         self.terminal = False
         self._answer = Answer()
-        self._draft = Draft()
+        self._items = _Items()
 
     def hear(self, event: Event) -> None:
         if event.name.startswith("response.") and event.name not in HEARD_EVENTS:
             return
         data = object_of(event.data) if event.data is not None else None
-        self._draft.known &= data is not None
+        if data is None:
+            self._items.lose()
         data = data or {}
         kind = text_at(data, "type") or event.name
         response = object_at(data, "response")
         if kind == "response.created":
             self._answer = Answer(response_id=id_at(response, "id"))
         elif kind == "response.output_item.done":
-            self._hear_item(data)
+            self._items.put(natural_at(data, "output_index"), object_at(data, "item"))
         elif kind in LAST_EVENTS:
             self.terminal = True
             self._answer = self._last_answer(response, failed=kind in ("response.failed", "error"))
 
     def answer(self, whole: bool) -> Answer:
         """`whole` says nothing here: a stream without its last event was cut, however politely."""
-        return self._answer if self.terminal else replace(self._answer, text_only=not self._draft.has_call)
-
-    def _hear_item(self, data: Object) -> None:
-        index = natural_at(data, "output_index")
-        reading = _read_item(object_at(data, "item"))
-        self._draft.has_call |= reading.has_call
-        if index is None or (reading.text and reading.role == USER):
-            self._draft.known = False
-        else:
-            self._draft.put((index,), reading.text)
+        return self._answer if self.terminal else replace(self._answer, text_only=not self._items.has_call)
 
     def _last_answer(self, response: Object, *, failed: bool) -> Answer:
         """What the last event says, the items from the earlier ones where it leaves them out."""
-        said = read_document(response)
+        has_items = bool(objects_in(response.get("output")))
+        said = read_document(response) if has_items else _answer_of(response, self._items, ended=not failed)
         failed = failed or said.failed
-        unit = said.unit if objects_in(response.get("output")) else self._draft.unit()
         return replace(
             said,
             finished=not failed,
             failed=failed,
-            unit=None if failed else unit,
-            text_only=said.text_only and not self._draft.has_call,
+            unit=None if failed else said.unit,
+            other_forms=() if failed else said.other_forms,
+            text_only=said.text_only and not self._items.has_call,
             response_id=said.response_id or self._answer.response_id,
         )

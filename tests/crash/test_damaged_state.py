@@ -77,7 +77,7 @@ def _assert_kept(gateway: Gateway, damage: Damage, talk: Conversation, before: d
     assert shown["cost_nanousd"] > before["cost_nanousd"] > 0
     # Kept or rebuilt, each group says what the whole ledger says; only evidence of warming may have begun anew.
     record = next(r for r in gateway.records() if r.session.session_id == talk.expected_session)
-    afresh = session_object(replace(record, session=replace(record.session, snapshot=None), rows=rows))
+    afresh = session_object(replace(record, session=replace(record.session, snapshot=None), rows=rows), {})
     assert shown["gradient"] == afresh["gradient"], damage
     assert shown["resolved_conversation_ttl"] == before["resolved_conversation_ttl"] == "5m"
     if damage.group == "gradient":

@@ -257,6 +257,9 @@ def responses_history(parts: list[Part], shape: str) -> list[Json]:
     items = [responses_item(part, number) for number, part in enumerate(parts)]
     if shape == "without reasoning":
         items = [item for item in items if item["type"] != "reasoning"]
+    if shape.startswith("referred"):
+        kept = {"function_call"} if shape == "referred but functions" else set()
+        items = [item if item["type"] in kept else {"type": "item_reference", "id": item["id"]} for item in items]
     if shape == "easy messages":
         items = [
             {"role": "assistant", "content": item["content"][0]["text"]} if item["type"] == "message" else item

@@ -59,6 +59,7 @@ def test_stream_read_to_its_end_is_known(protocol: WireFormat, usage: Usage, res
         usage=usage,
         finished=True,
         unit=Unit("assistant", "helloworld"),
+        other_forms=(Unit("assistant", "\x1ereference\x1dmsg_0\x1f"),) if protocol == "responses" else (),
         response_id=response_id,
     )
 

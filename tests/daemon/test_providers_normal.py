@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from daemon.providers import Answer, Unit, WireFormat, merged, parse_turn, reader, units_of
+from daemon.providers import Answer, Unit, WireFormat, body_fields, merged, parse_turn, reader, setup_of, units_of
 from tests.daemon import provider_answers as wire
 from tests.daemon.provider_answers import Json, Part
 
@@ -28,6 +28,7 @@ ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": zstandard.compress,
     "gzip, br": lambda data: brotli.compress(gzip.compress(data)),
 }
+FIELDS = body_fields(["metadata.user_id.session_id", "conversation.id", "conversation", "tools", "messages.x"])
 
 
 class Format(NamedTuple):
@@ -62,7 +63,7 @@ FORMATS: dict[WireFormat, Format] = {
         wire.responses_stream,
         wire.responses_history,
         wire.responses_results,
-        ["as it was", "without reasoning", "easy messages", "without ids"],
+        ["as it was", "without reasoning", "easy messages", "without ids", "referred", "referred but functions"],
     ),
 }
 PROTOCOLS = sorted(FORMATS)
@@ -100,7 +101,7 @@ def read(
 
 
 def units(protocol: WireFormat, entries: list[Any]) -> list[Unit]:
-    turn = parse_turn(protocol, json.dumps({FORMATS[protocol].field: entries}).encode())
+    turn = parse_turn(protocol, json.dumps({FORMATS[protocol].field: entries}).encode(), FIELDS)
     assert turn is not None
     return units_of(turn)
 
@@ -132,7 +133,10 @@ def test_answer_sent_back_in_any_shape_gives_the_units_the_answer_gave(
     before = [user(protocol, "first question")]
     after = [*wire_format.results(parts), user(protocol, "second question")]
     history = [*before, *wire_format.history(parts, shape), *after]
-    assert units(protocol, history) == [*units(protocol, before), answer.unit, *units(protocol, after)]
+    first, sent_back, *rest = units(protocol, history)
+    assert sent_back in answer.forms
+    assert sent_back == answer.unit or shape.startswith("referred")
+    assert [first, *rest] == [*units(protocol, before), *units(protocol, after)]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -266,14 +270,30 @@ def test_well_formed_nonsense_in_an_answer_never_raises(protocol: WireFormat, ev
         assert isinstance(read(protocol, [json.dumps(data).encode()], event_stream=False), Answer)
 
 
+KEYS = [
+    "model",
+    "messages",
+    "input",
+    "metadata",
+    "stream",
+    "tools",
+    "system",
+    "instructions",
+    "conversation",
+    "max_tokens",
+]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@given(body=st.dictionaries(st.sampled_from(["model", "messages", "input", "metadata", "stream"]), json_values))
+@given(body=st.dictionaries(st.sampled_from(KEYS), json_values))
 @some
 def test_well_formed_nonsense_in_a_request_is_a_turn(protocol: WireFormat, body: Json) -> None:
-    turn = parse_turn(protocol, json.dumps(body).encode())
+    turn = parse_turn(protocol, json.dumps(body).encode(), FIELDS)
     assert turn is not None
     for unit in units_of(turn):
         assert unit.text.encode()
+    system, tools = setup_of(turn)
+    assert all((*system, *tools)) and all(value for _, value in (*turn.minted, *turn.hints))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -284,7 +304,7 @@ def test_any_bytes_as_a_request_are_a_turn_or_none(protocol: WireFormat, body: b
         is_object = isinstance(json.loads(body.decode(), parse_constant=lambda name: None), dict)
     except ValueError:
         is_object = False
-    assert (parse_turn(protocol, body) is not None) == is_object
+    assert (parse_turn(protocol, body, FIELDS) is not None) == is_object
 
 
 @given(first=texts, second=texts)
@@ -340,7 +360,7 @@ def test_responses_items_are_sides_of_one_conversation() -> None:
 
 
 def test_responses_input_as_a_string_is_one_user_message() -> None:
-    turn = parse_turn("responses", b'{"input": "hello there"}')
+    turn = parse_turn("responses", b'{"input": "hello there"}', FIELDS)
     assert turn is not None
     assert (turn.message_count, turn.user_turn, units_of(turn)) == (1, True, [Unit("user", "hellothere")])
 

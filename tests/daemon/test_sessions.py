@@ -12,14 +12,29 @@ from msgspec.structs import replace
 from daemon.held import Held, Phase
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox
-from daemon.sessions import Sessions
+from daemon.sessions import Place, Sessions
 from daemon.state import EMPTY, encode, fold
 from worker import protocol
-from worker.protocol import Booking, Claim, Command, IndexEntry, Key, Lost, Naming, Reply, Row, SnapshotWrite, Usage
+from worker.protocol import (
+    Booking,
+    Claim,
+    Command,
+    Hint,
+    IndexEntry,
+    Key,
+    Lost,
+    Naming,
+    Reply,
+    Row,
+    Shape,
+    SnapshotWrite,
+    Usage,
+    Why,
+)
 
 T = TypeVar("T")
 NOON = 1_750_000_000_000
-S = Naming(session_id="s", confirmed=False, reason="the client named it")
+S = Naming(session_id="s", confirmed=False, why=Why(reason="the client named it"))
 
 
 class Link:
@@ -59,12 +74,28 @@ class Bench:
         self.sessions = Sessions(index=self.index, early_key=bytes(32), log=self.log, limit=limit)
         self.sessions.start(self.link)
 
-    def hold(self, naming: Naming = S) -> tuple[Held, Naming]:
+    def hold(self, naming: Naming = S, aside: str = "") -> Place:
         """Hold without waiting for the claim."""
-        return done(self.sessions.hold(naming))
+        return done(self.sessions.hold(naming, aside))
+
+    def holding(self, naming: Naming) -> Coroutine[Any, Any, Place]:
+        """Hold, up to the wait for the claim."""
+        self.link.is_heard = True
+        waiting = self.sessions.hold(naming)
+        waiting.send(None)
+        return waiting
+
+    def begin(self, naming: Naming, row: Row) -> Place:
+        """Hold, and book what begins."""
+        place = self.hold(naming)
+        self.sessions.begun(place.held, place.naming, row)
+        return place
+
+    def claims(self) -> list[Claim]:
+        return [body for body in self.link.put_bodies if isinstance(body, Claim)]
 
     def owned(self, naming: Naming = S, **reply: Any) -> Held:
-        held, _ = self.hold(naming)
+        held = self.hold(naming).held
         self.answer(**{"session_id": naming.session_id, "epoch": 1, "owned": True, **reply})
         return self.sessions.current(held)
 
@@ -148,15 +179,15 @@ def test_hold_while_the_worker_is_heard_goes_on_with_the_claims_answer(bench: Be
     holding = bench.sessions.hold(S)
     holding.send(None)
 
-    bench.answer(session_id="s", epoch=3, owned=True, reason="because")
-    held, naming = done(holding)
+    bench.answer(session_id="s", epoch=3, owned=True, why=Why(reason="because"))
+    held, naming, _ = done(holding)
 
     assert (held.phase, held.epoch) == (Phase.OWNED, 3)
-    assert (naming.confirmed, naming.reason) == (True, "because")
+    assert (naming.confirmed, naming.why.reason) == (True, "because")
 
 
 def test_claim_answered_with_another_id_renames_the_session(bench: Bench) -> None:
-    held, _ = bench.hold()
+    held = bench.hold().held
 
     bench.answer(session_id="canonical", epoch=1, owned=True)
 
@@ -166,7 +197,7 @@ def test_claim_answered_with_another_id_renames_the_session(bench: Bench) -> Non
 
 def test_claim_answered_with_a_known_session_joins_both(bench: Bench) -> None:
     known = bench.owned(Naming(session_id="canonical", confirmed=False))
-    held, _ = bench.hold()
+    held = bench.hold().held
     bench.sessions.settled(held, held.naming, row(1))
 
     bench.answer(session_id="canonical", epoch=1, owned=True)
@@ -238,7 +269,7 @@ def test_row_placed_while_the_claim_is_on_its_way_is_not_forgotten(bench: Bench)
     bench.hold()
     booking = bench.settle(held, row(2))
 
-    bench.answer(booking, session_id="s", epoch=2, position=2, rows=ledger(1))
+    bench.answer(booking, session_id="s", epoch=3, position=2, rows=ledger(1))
     bench.answer(session_id="s", epoch=3, owned=True, rows=ledger(1))
 
     assert held.base == fold(EMPTY, ledger(1, 2))
@@ -293,7 +324,7 @@ def test_claim_again_at_the_same_epoch_keeps_what_is_not_stored(bench: Bench) ->
 
 def test_welcome_of_another_store_forgets_all_states(bench: Bench) -> None:
     held = bench.owned(rows=ledger(1, 2))
-    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]))
+    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]), row(1))
     welcome = protocol.Welcome(boot="w", incarnation="new", hash_key="ab" * 32, version="0", schema=1)
 
     bench.sessions.welcomed(welcome, new_store=True)
@@ -336,7 +367,7 @@ def test_row_told_twice_is_folded_once(bench: Bench) -> None:
 
 
 def test_refused_claim_can_be_made_again(bench: Bench) -> None:
-    held, _ = bench.hold()
+    held = bench.hold().held
     (entry,) = bench.unanswered()
     bench.link.outbox.acked(entry.sequence)
 
@@ -347,15 +378,69 @@ def test_refused_claim_can_be_made_again(bench: Bench) -> None:
     assert len(bench.link.put_bodies) == 2
 
 
+# -- hints -------------------------------------------------------------------------------------------------------------
+
+
+def with_hint(session_id: str, value: str, **fields: Any) -> Naming:
+    hints = [Hint("session", "x-house-session", value), Hint("field", "prompt_cache_key", value)]
+    return Naming(session_id=session_id, confirmed=False, hints=hints, **fields)
+
+
+def owned_with_hint(bench: Bench, value: str) -> Held:
+    naming = with_hint("known", value)
+    held = bench.owned(naming)
+    bench.sessions.begun(held, replace(naming, keys=[Key(kind="request", name="chain", value="x")]), row(1))
+    return held
+
+
+def test_request_with_the_hint_of_an_owned_session_goes_on_without_asking(bench: Bench) -> None:
+    held = owned_with_hint(bench, "v1")
+
+    assert bench.hold(with_hint("drawn", "v1", continues=["x"])).held is held
+    assert len(bench.claims()) == 1
+
+
+def test_request_with_another_hint_asks_whether_it_is_a_fork(bench: Bench) -> None:
+    """Only the worker knows what that header turned out to mean."""
+    owned_with_hint(bench, "v1")
+    waiting = bench.holding(with_hint("drawn", "v2", continues=["x"]))
+
+    bench.answer(session_id="drawn", epoch=1, owned=True)
+
+    assert done(waiting).held.session_id == "drawn"
+
+
+def test_request_whose_other_hint_said_nothing_is_of_the_session_it_goes_on_from(bench: Bench) -> None:
+    held = owned_with_hint(bench, "v1")
+    waiting = bench.holding(with_hint("drawn", "v2", continues=["x"]))
+    bench.answer(session_id="known", epoch=1, owned=True)
+    place = done(waiting)
+    assert (place.held, held.phase) == (held, Phase.OWNED)
+    bench.sessions.begun(held, place.naming, row(2))
+
+    again = bench.hold(with_hint("drawn-2", "v3", continues=["x"]))
+
+    assert (again.held, len(bench.claims())) == (held, 2), "a header that changes with every request is asked for once"
+
+
+def test_request_with_another_field_alone_goes_on_without_asking(bench: Bench) -> None:
+    held = owned_with_hint(bench, "v1")
+    field = Naming(
+        session_id="drawn", confirmed=False, hints=[Hint("field", "prompt_cache_key", "v2")], continues=["x"]
+    )
+
+    assert bench.hold(field).held is held
+
+
 # -- one session, one proposal -----------------------------------------------------------------------------------------
 
 
 def test_turns_that_continue_an_unconfirmed_session_propose_its_id(bench: Bench) -> None:
     """Or the store makes two sessions of them, and the daemon takes each for the other's alias."""
-    held, naming = bench.hold(Naming(session_id="first", confirmed=False))
-    bench.sessions.begun(held, replace(naming, keys=[Key(kind="request", name="chain", value="x")]))
+    held, naming, _ = bench.hold(Naming(session_id="first", confirmed=False))
+    bench.sessions.begun(held, replace(naming, keys=[Key(kind="request", name="chain", value="x")]), row(1))
 
-    again, proposed = bench.hold(Naming(session_id="second", confirmed=False, continues=["x"]))
+    again, proposed, _ = bench.hold(Naming(session_id="second", confirmed=False, continues=["x"]))
 
     assert again is held
     assert proposed.session_id == "first"
@@ -363,7 +448,7 @@ def test_turns_that_continue_an_unconfirmed_session_propose_its_id(bench: Bench)
 
 def test_claim_of_a_recognised_session_asks_for_that_session(bench: Bench) -> None:
     held = bench.owned(Naming(session_id="known", confirmed=False))
-    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]))
+    bench.sessions.begun(held, replace(held.naming, keys=[Key(kind="request", name="chain", value="x")]), row(1))
     bench.sessions.lost(Lost(session_id="known", epoch=2))
 
     bench.hold(Naming(session_id="drawn", confirmed=False, continues=["x"]))
@@ -381,10 +466,10 @@ def test_claim_that_is_not_answered_falls_back_on_the_index_and_its_late_answer_
     holding.send(None)
 
     bench.link.is_heard = False
-    held, naming = done(holding)
+    held, naming, _ = done(holding)
 
     assert (held.session_id, naming.session_id, naming.confirmed) == ("known", "known", True)
-    assert "continues" in naming.reason
+    assert "continues" in naming.why.reason
     first, second = (body for body in bench.link.put_bodies if isinstance(body, Claim))
     bench.answer(first, session_id="known", epoch=1, owned=True)
     bench.answer(second, session_id="known", epoch=1, owned=True)
@@ -398,9 +483,175 @@ def test_claim_that_is_not_answered_and_not_in_the_index_keeps_its_own_id(bench:
     holding.send(None)
 
     bench.link.is_heard = False
-    held, naming = done(holding)
+    held, naming, _ = done(holding)
 
     assert (held.session_id, naming.session_id, naming.confirmed) == ("drawn", "drawn", False)
+
+
+# -- what a request is to its session ----------------------------------------------------------------------------------
+
+AGENT = Shape(system="l1 l2 l3 l4", tools="t1 t2 t3 t4", opening="fix it")
+TITLE = Shape(system="n1 n2", tools="", opening="fix it")
+HELPER = Shape(system="h1 h2 h3", tools="u1 u2", opening="find it")
+
+
+def of_client(shape: Shape | None = AGENT, **fields: Any) -> Naming:
+    """A request whose client named its session."""
+    why = Why(reason="the client named it", origin="header x-session-id", confidence="certain")
+    return Naming(session_id="s", confirmed=False, header_name="x-session-id", shape=shape, why=why, **fields)
+
+
+def side_row(position: int) -> Row:
+    return replace(row(position), kind="side")
+
+
+def test_hold_of_what_shows_itself_to_be_aside_claims_nothing(bench: Bench) -> None:
+    place = bench.hold(of_client(), "a probe: it asks for no more than one token")
+
+    assert (place.role, place.held.phase, bench.claims()) == ("side", Phase.LOST, [])
+    assert (place.naming.session_id, place.naming.why.origin) == ("s", "header x-session-id")
+    assert "a probe" in place.naming.why.reason and place.naming.why.confidence == "likely"
+
+
+def test_hold_of_what_is_aside_leaves_the_owner_alone(bench: Bench) -> None:
+    held = bench.owned(of_client())
+
+    place = bench.hold(of_client(TITLE), "it asks for a title")
+
+    assert (place.held, held.phase, len(bench.claims())) == (held, Phase.OWNED, 1)
+
+
+@pytest.mark.parametrize(("shape", "role"), [(TITLE, "side"), (HELPER, "child"), (AGENT, "turn"), (None, "turn")])
+def test_hold_of_an_owned_session_judges_by_itself(bench: Bench, shape: Shape | None, role: str) -> None:
+    held = bench.owned(of_client())
+    bench.begin(of_client(), row(1))
+    assert held.shape == AGENT
+
+    place = bench.hold(of_client(shape, is_opening=True))
+
+    assert (place.role, place.held, len(bench.claims())) == (role, held, 1)
+    assert held.phase is Phase.OWNED
+
+
+def test_hold_judges_by_what_the_claim_says_the_session_is_set_up_with(bench: Bench) -> None:
+    bench.owned(of_client(), shape=AGENT)
+
+    assert bench.hold(of_client(TITLE, is_opening=True)).role == "side"
+
+
+@pytest.mark.parametrize(("shape", "role"), [(TITLE, "side"), (HELPER, "child")])
+def test_hold_whose_claim_is_answered_with_another_role_owns_nothing(bench: Bench, shape: Shape, role: str) -> None:
+    waiting = bench.holding(of_client(shape))
+
+    bench.answer(session_id="s", epoch=4, owned=False, role=role, why=Why(reason="other tools"))
+    place = done(waiting)
+
+    assert (place.role, place.held.phase, place.held.epoch) == (role, Phase.LOST, 0)
+    assert "other tools" in place.naming.why.reason and "header x-session-id" in place.naming.why.reason
+    assert place.held.besides == {}
+
+
+def test_hold_of_a_turn_that_waits_on_a_side_calls_claim_claims_for_itself(bench: Bench) -> None:
+    side, turn = bench.holding(of_client(TITLE)), bench.holding(of_client())
+    assert len(bench.claims()) == 1
+
+    bench.answer(session_id="s", epoch=4, role="side", why=Why(reason="no tools"))
+    assert done(side).role == "side"
+    turn.send(None)
+    assert bench.claims()[1].naming.shape == AGENT
+    bench.answer(session_id="s", epoch=5, owned=True)
+
+    place = done(turn)
+    assert (place.role, place.held.phase, place.held.epoch) == ("turn", Phase.OWNED, 5)
+
+
+def test_hold_of_a_side_call_that_waits_on_a_turns_claim_is_judged_by_it(bench: Bench) -> None:
+    turn, side = bench.holding(of_client()), bench.holding(of_client(TITLE, is_opening=True))
+
+    bench.answer(session_id="s", epoch=1, owned=True, shape=AGENT)
+
+    assert (done(turn).role, done(side).role, len(bench.claims())) == ("turn", "side", 1)
+
+
+def test_claim_of_a_lost_session_shows_its_history(bench: Bench) -> None:
+    """Or the worker takes a turn without tools for a call beside the conversation."""
+    bench.owned(of_client())
+    bench.sessions.lost(Lost(session_id="s", epoch=2))
+
+    bench.hold(of_client(continues=["a2", "a1"]))
+
+    naming = bench.claims()[-1].naming
+    assert (naming.session_id, naming.confirmed, naming.continues) == ("s", True, ["a2", "a1"])
+
+
+def test_hold_judges_by_the_history_of_turns_and_of_calls_beside_them(bench: Bench) -> None:
+    last_word, helper = replace(AGENT, tools=""), replace(HELPER, tools="")
+    held = bench.owned(of_client(), shape=AGENT)
+    for settled, value in ((row(1), "a1"), (side_row(2), "aside-1")):
+        bench.sessions.settled(held, of_client(keys=[Key(kind="history", name="chain", value=value)]), settled)
+
+    assert bench.hold(of_client(last_word, continues=["a1"])).role == "turn"
+    assert bench.hold(of_client(last_word, continues=["a9"])).role == "side"
+    assert bench.hold(of_client(helper, continues=["aside-1"])).role == "child"
+    assert bench.hold(of_client(helper, continues=["a9"])).role == "side"
+
+
+def test_turn_goes_on_over_what_the_turn_before_it_went_on_from(bench: Bench) -> None:
+    """What another daemon answered is known by the histories that clients send."""
+    bench.owned(of_client(), shape=AGENT)
+    bench.hold(of_client(continues=["a2", "a1"]))
+
+    assert bench.hold(of_client(replace(AGENT, tools=""), continues=["x", "a2"])).role == "turn"
+
+
+def test_side_call_that_begins_changes_nothing_of_the_session(bench: Bench) -> None:
+    held = bench.owned(of_client(), shape=AGENT)
+
+    bench.sessions.begun(held, of_client(HELPER), side_row(1))
+
+    assert held.shape == AGENT
+
+
+def test_side_call_that_ends_is_no_part_of_the_state(bench: Bench) -> None:
+    held = bench.owned(of_client(), shape=AGENT)
+    before = held.state
+
+    booking = bench.settle(held, side_row(1))
+    assert replace(held.state, position=0) == before
+    bench.answer(booking, session_id="s", epoch=1, owned=True, role="side", position=1)
+
+    assert held.base is not None and held.base.gradient == EMPTY.gradient
+    assert (held.position, held.pending) == (1, {})
+
+
+def test_turn_that_was_booked_as_a_side_call_is_taken_out_of_the_state(bench: Bench) -> None:
+    held = bench.owned(of_client())
+    booking = bench.settle(held, row(1))
+    assert held.state.gradient != EMPTY.gradient
+
+    bench.answer(booking, session_id="s", epoch=1, owned=True, role="side", position=1)
+
+    assert held.state.gradient == EMPTY.gradient
+    assert held.position == 1
+
+
+def test_claim_never_answered_leaves_the_judgement_to_the_worker(bench: Bench) -> None:
+    """What came here without the worker's word may itself have been beside the conversation."""
+    bench.owned(of_client(), shape=AGENT)
+    bench.sessions.lost(Lost(session_id="s", epoch=2))
+
+    place = bench.hold(of_client(TITLE, continues=["a1"]))
+
+    assert place.role == "turn"
+    assert (place.naming.is_judged, place.naming.confirmed, place.naming.continues) == (False, True, ["a1"])
+
+
+def test_turn_of_an_owned_session_is_judged_and_offers_no_more_of_its_history(bench: Bench) -> None:
+    bench.owned(of_client(), shape=AGENT)
+
+    place = bench.hold(of_client(continues=["a1"]))
+
+    assert (place.naming.is_judged, place.naming.continues) == (True, [])
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tests.simulation.model import MemoryTables
 from worker import batch
 from worker.ledger import DayKey, Sums, day_key, sums_of_day, sums_of_session
 from worker.protocol import Claim, Naming, Row, Snapshot, SnapshotWrite, Usage
+from worker.stored import Session
 
 
 class Violation(NamedTuple):
@@ -29,6 +30,8 @@ class Begun(NamedTuple):
 
     conversation: int
     boot: str
+    is_aside: bool
+    """Meant as a call beside the conversation."""
 
 
 class Checks:
@@ -42,6 +45,7 @@ class Checks:
         self.seen: Counter[str] = Counter()
         """How often the situations came about that the checks are for."""
         self._identities: dict[str, str] = {}
+        self._origins: dict[int, int] = {}
         self._usages: dict[str, Usage | None] = {}
         self._latches: defaultdict[str, set[str]] = defaultdict(set)
         self._latch = 0
@@ -55,8 +59,12 @@ class Checks:
 
     # -- what clients and daemons saw --------------------------------------------------------------------------------
 
-    def began(self, event_id: str, conversation: int, boot: str) -> None:
-        self.begun[event_id] = Begun(conversation, boot)
+    def began(self, event_id: str, begun: Begun) -> None:
+        self.begun[event_id] = begun
+
+    def forked(self, conversation: int, origin: int) -> None:
+        """A client went on from a conversation's history under a new id."""
+        self._origins[conversation] = origin
 
     def identity_seen(self, event_id: str, session_id: str) -> None:
         self._identities[event_id] = session_id
@@ -78,7 +86,7 @@ class Checks:
         for change in tables.journal[mark:]:
             if change.table != "sessions" or change.before is None:
                 continue
-            before: batch.Session = change.before
+            before: Session = change.before
             after = tables.sessions[change.place]
             if after.snapshot == before.snapshot:
                 continue
@@ -91,6 +99,7 @@ class Checks:
 
     def committing(self, tables: MemoryTables) -> None:
         """A transaction is about to be durable: does it take anything back?"""
+        self.seen["judged again"] += judged_again(tables)
         for change in {(change.table, change.place): change for change in reversed(tables.journal)}.values():
             match change.table:
                 case "rows":
@@ -100,7 +109,8 @@ class Checks:
                 case "session_sums" | "day_sums":
                     before: Sums = change.before or Sums()
                     fallen = getattr(tables, change.table)[change.place].minus(before)
-                    self.expect(min(*fallen[2:7], fallen.turns) >= 0, "sums_never_fall", change.place)
+                    self.expect(min(fallen[2:7]) >= 0, "sums_never_fall", change.place)
+                    self.expect(fallen.turns >= -judged_again(tables), "turns_never_vanish", change.place)
 
     # -- at the end --------------------------------------------------------------------------------------------------
 
@@ -108,6 +118,8 @@ class Checks:
         """All is healed and sent.  `named`: the session id of each conversation whose client minted one."""
         self._facts_are_stored(tables, living)
         self._identities_hold(tables, named)
+        self._asides_stay_aside(tables)
+        self._forks_name_their_origin(tables, named)
         self._sums_agree(tables)
         self._states_return(tables)
 
@@ -120,9 +132,9 @@ class Checks:
             row = tables.rows.get(event_id)
             kept = row is not None and row.is_settled and row.usage == usage
             self.expect(kept, "seen_usage_is_stored", (event_id, row))
-        for event_id, (_, boot) in self.begun.items():
+        for event_id, begun in self.begun.items():
             row = tables.rows.get(event_id)
-            if boot in living:
+            if begun.boot in living:
                 self.expect(row is not None and row.is_settled, "living_daemons_row_is_settled", event_id)
         self.expect(tables.rows.keys() <= self.begun.keys(), "no_row_from_nowhere", "")
 
@@ -135,6 +147,25 @@ class Checks:
                 self.expect(row.session_id == named[conversation], "named_session_never_splits", event_id)
         for session_id, conversations in speakers.items():
             self.expect(len(conversations) == 1, "strangers_are_never_merged", (session_id, conversations))
+
+    def _asides_stay_aside(self, tables: MemoryTables) -> None:
+        for event_id, row in tables.rows.items():
+            is_aside = self.begun[event_id].is_aside
+            self.expect(is_aside or row.kind == "turn", "turn_is_a_turn", event_id)
+            # One that came before anything else, or while the worker was away, can not be told from a turn.
+            self.seen[f"aside as {row.kind}"] += is_aside
+
+    def _forks_name_their_origin(self, tables: MemoryTables, named: dict[int, str]) -> None:
+        """Or nothing, where the answers that it goes on from had not come to the store."""
+        for conversation, session_id in named.items():
+            stored = tables.sessions.get(session_id)
+            origins, origin = [], self._origins.get(conversation)
+            while origin is not None:
+                origins.append(named[origin])
+                origin = self._origins.get(origin)
+            if stored is not None and stored.forked_from is not None:
+                self.expect(stored.forked_from in origins, "fork_names_its_origin", session_id)
+                self.seen["forks"] += 1
 
     def _sums_agree(self, tables: MemoryTables) -> None:
         sessions: defaultdict[str, Sums] = defaultdict(Sums)
@@ -158,6 +189,12 @@ class Checks:
             missing = self._latches[session_id] - latches(states.encode(state, 1))
             self.expect(not missing, "acknowledged_latch_stays", (session_id, missing))
             self.seen["latches"] += len(self._latches[session_id])
+
+
+def judged_again(tables: MemoryTables) -> int:
+    """Rows of the transaction that were entered as turns and turned out to be calls beside the conversation."""
+    rows = [change.before for change in tables.journal if change.table == "rows" and change.before is not None]
+    return sum(row.kind == "turn" and tables.rows[row.event_id].kind == "side" for row in rows)
 
 
 def settled_rows(tables: MemoryTables, session_id: str) -> list[Row]:

@@ -15,16 +15,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from daemon.booking import Booking, open_row
+from daemon.gateway import recognised
 from daemon.held import Held, Phase
-from daemon.identity import Known, naming_of, with_chains
+from daemon.identity import Known, with_chains
 from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox, OutboxFull
 from daemon.providers import Answer, Turn, Unit
 from daemon.sessions import Sessions
-from tests.simulation.checks import Checks
+from tests.simulation.checks import Begun, Checks
 from tests.simulation.clockwork import Clock, Host, Resume, Wait
 from worker import protocol
-from worker.protocol import Command, Usage
+from worker.protocol import Command, Shape, Usage
 
 OUTBOX_WRITES_MAX: Final = 200
 ACK_WAIT_MILLISECONDS: Final = 250
@@ -47,6 +48,8 @@ class Request(Struct, frozen=True):
     conversation: int
     minted: tuple[str, str] | None
     units: tuple[Unit, ...]
+    is_aside: bool = False
+    """A call beside the conversation: a title, a summary."""
 
 
 class Link:
@@ -213,14 +216,19 @@ class Daemon:
 
     async def _begin(self, request: Request) -> tuple[Booking, protocol.Row]:
         clock = self._clock
-        known = Known(account="account", client="simulated", minted=request.minted)
-        if request.minted is None:
-            known = with_chains(known, request.units, repr(request.units).encode(), self.sessions.hash_keys)
-        held, naming = await self.sessions.hold(naming_of(known, clock.draw_id()))
+        body = repr(request.units).encode()
+        known = Known(
+            account="account",
+            client="simulated",
+            minted=request.minted,
+            units=request.units,
+            shape=_shape(request) if request.minted else None,
+        )
+        known = with_chains(known, body, self.sessions.hash_keys)
+        known, place = await recognised(self.sessions, known, body, clock.draw_id)
         row = open_row(
             event_id=clock.draw_id(),
-            held=held,
-            reason=naming.reason,
+            place=place,
             turn=Turn(protocol="messages", model="m", message_count=len(request.units), user_turn=True),
             known=known,
             provider="p",
@@ -229,8 +237,8 @@ class Daemon:
             prices=_PRICES,
         )
         booking = Booking(
-            held=held,
-            naming=naming,
+            held=place.held,
+            naming=place.naming,
             known=known,
             row=row,
             sessions=self.sessions,
@@ -240,7 +248,7 @@ class Daemon:
             now=lambda: clock.now,
         )
         booking.begin()
-        self._checks.began(row.event_id, request.conversation, self.boot)
+        self._checks.began(row.event_id, Begun(request.conversation, self.boot, request.is_aside))
         return booking, row
 
 
@@ -282,6 +290,12 @@ class _FlatPrices:
 class _NoMetrics:
     def settled(self, row: protocol.Row, *, model_is_known: bool) -> None:
         pass
+
+
+def _shape(request: Request) -> Shape:
+    if request.is_aside:
+        return Shape(system="beside", opening=request.units[0].text)
+    return Shape(system="an agent", tools="with tools", opening=request.units[0].text)
 
 
 def _usage(tokens: int, kind: int) -> Usage:

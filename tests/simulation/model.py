@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from worker.batch import Holder, Session
 from worker.ledger import DayKey, Sums
 from worker.protocol import Key, KeyKind, Row, Snapshot
+from worker.stored import Amendment, Holder, KeptKey, Lesson, Link, Seen, Session
 
 KeyPlace = tuple[KeyKind, str, str, str]
 """Kind, value, name, session id."""
@@ -39,8 +39,13 @@ class MemoryTables:
         self.rows: dict[str, Row] = {}
         self.keys: dict[KeyPlace, tuple[str, int]] = {}
         """Event id and time by place, oldest place first."""
+        self.history: dict[tuple[str, str], str] = {}
+        """Event id by value and session id."""
+        self.hints: dict[tuple[str, str], Seen] = {}
+        self.lessons: dict[tuple[str, str], Lesson] = {}
         self.session_sums: dict[str, Sums] = {}
         self.day_sums: dict[DayKey, Sums] = {}
+        self.amendments: dict[int, Amendment] = {}
         self._events: dict[str, tuple[str, ...]] = {}
         self.journal: list[Change] = []
 
@@ -102,6 +107,10 @@ class MemoryTables:
         )
         return [Holder(session_id, event_id, at) for _, _, session_id, (event_id, at) in found]
 
+    def requests(self, session_id: str) -> list[tuple[str, Holder]]:
+        held = ((place, said) for place, said in self.keys.items() if place[0] == "request" and place[3] == session_id)
+        return [(value, Holder(session_id, event_id, at)) for (_, value, _, _), (event_id, at) in held]
+
     def put_key(self, key: Key, session_id: str, event_id: str, at: int) -> None:
         assert session_id in self.sessions
         self._put("keys", (key.kind, key.value, key.name, session_id), (event_id, at))
@@ -110,12 +119,108 @@ class MemoryTables:
         for place in [place for place in self.keys if place[3] == session_id and place[0] in kinds]:
             self.journal.append(Change("keys", place, self.keys.pop(place)))
 
+    def histories(self, value: str) -> list[str]:
+        return sorted(session_id for held, session_id in self.history if held == value)
+
+    def put_history(self, value: str, session_id: str, event_id: str) -> None:
+        assert session_id in self.sessions
+        if (value, session_id) not in self.history:
+            self._put("history", (value, session_id), event_id)
+
+    def hint(self, session_id: str, name: str) -> Seen | None:
+        return self.hints.get((session_id, name))
+
+    def put_hint(self, session_id: str, name: str, seen: Seen) -> None:
+        assert session_id in self.sessions
+        self._put("hints", (session_id, name), seen)
+
+    def hinted(self, name: str, value: str, limit: int) -> list[str]:
+        found = sorted(each for (each, held), seen in self.hints.items() if held == name and seen.value == value)
+        return found[:limit]
+
+    def lesson(self, client: str, name: str) -> Lesson:
+        return self.lessons.get((client, name), Lesson())
+
+    def put_lesson(self, client: str, name: str, lesson: Lesson) -> None:
+        self._put("lessons", (client, name), lesson)
+
     def add_to_session(self, session_id: str, sums: Sums) -> None:
         assert session_id in self.sessions
         self._put("session_sums", session_id, self.session_sums.get(session_id, Sums()).plus(sums))
 
     def add_to_day(self, day: DayKey, sums: Sums) -> None:
         self._put("day_sums", day, self.day_sums.get(day, Sums()).plus(sums))
+
+    # -- what only corrections need ----------------------------------------------------------------------------------
+
+    def drop_session(self, session_id: str) -> None:
+        assert not (self.rows_of(session_id) or self.keys_of(session_id) or self.history_of(session_id))
+        assert not (self.hints_of(session_id) or self.aliases_of(session_id))
+        self._drop("session_sums", session_id)
+        self._drop("sessions", session_id)
+
+    def drop_snapshot(self, session_id: str) -> None:
+        self._put("sessions", session_id, replace(self.sessions[session_id], snapshot=None))
+
+    def rows_of(self, session_id: str) -> list[Row]:
+        return [self.rows[event_id] for event_id in self._events.get(session_id, ())]
+
+    def keys_of(self, session_id: str) -> list[KeptKey]:
+        return [
+            KeptKey(kind, name, value, *said)
+            for (kind, value, name, holder), said in self.keys.items()
+            if holder == session_id
+        ]
+
+    def drop_key(self, key: KeptKey, session_id: str) -> None:
+        self._drop("keys", (key.kind, key.value, key.name, session_id))
+
+    def history_of(self, session_id: str) -> list[Link]:
+        links = [Link(value, event_id) for (value, holder), event_id in self.history.items() if holder == session_id]
+        return sorted(links)
+
+    def drop_history(self, value: str, session_id: str) -> None:
+        self._drop("history", (value, session_id))
+
+    def hints_of(self, session_id: str) -> dict[str, Seen]:
+        return {name: seen for (holder, name), seen in self.hints.items() if holder == session_id}
+
+    def drop_hint(self, session_id: str, name: str) -> None:
+        self._drop("hints", (session_id, name))
+
+    def aliases_of(self, session_id: str) -> list[str]:
+        return sorted(alias for alias, meant in self.aliases.items() if meant == session_id)
+
+    def drop_alias(self, alias: str) -> None:
+        self._drop("aliases", alias)
+
+    def children_of(self, session_id: str) -> list[str]:
+        return sorted(each for each, session in self.sessions.items() if session.parent_session_id == session_id)
+
+    def forks_of(self, session_id: str) -> list[str]:
+        return sorted(each for each, session in self.sessions.items() if session.forked_from == session_id)
+
+    def amendment(self, number: int) -> Amendment | None:
+        return self.amendments.get(number)
+
+    def amendment_asked(self, request: str) -> Amendment | None:
+        return next((each for each in self.amendments.values() if each.request == request), None)
+
+    def newest_amendment(self) -> int:
+        return max(self.amendments, default=0)
+
+    def standing_after(self, number: int, session_ids: Sequence[str]) -> int:
+        standing = (each for each in self.amendments.values() if each.verb != "undo" and each.undone_by is None)
+        met = (each.number for each in standing if {each.session_id, each.other_id} & set(session_ids))
+        return max((each for each in met if each > number), default=0)
+
+    def put_amendment(self, amendment: Amendment) -> None:
+        self._put("amendments", amendment.number, amendment)
+
+    def _drop(self, table: str, place: Any) -> None:
+        stored = getattr(self, table)
+        if place in stored:
+            self.journal.append(Change(table, place, stored.pop(place)))
 
     def _put(self, table: str, place: Any, value: Any) -> None:
         stored = getattr(self, table)

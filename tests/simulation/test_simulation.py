@@ -12,7 +12,7 @@ from daemon.outbox import IN_FLIGHT_MAX, Entry, Outbox
 from daemon.sessions import Sessions
 from tests.conftest import Tell
 from tests.simulation.world import World, run
-from worker import batch, protocol
+from worker import batch, protocol, roles
 
 SEEDS = 1_000
 SEEDS_PER_TEST = 100
@@ -49,9 +49,8 @@ def test_seeds_meet_the_situations_the_checks_are_for() -> None:
         seen["never ended"] += sum(not row.is_settled for row in world.store.tables.rows.values())
         seen["changed hands"] += sum(session.epoch > 2 for session in world.store.tables.sessions.values())
 
-    assert all(seen[name] > 10 for name in ("latches", "owned", "fenced", "joined", "never ended", "changed hands")), (
-        seen
-    )
+    often = ("latches", "owned", "fenced", "joined", "never ended", "changed hands", "forks", "aside as side")
+    assert all(seen[name] > 10 for name in often) and seen["judged again"], seen
 
 
 def test_without_the_epoch_fence_an_acknowledged_latch_is_lost(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
@@ -70,6 +69,20 @@ def test_without_the_status_rule_seen_usage_is_lost(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(batch, "supersedes", lambda *_: True)
 
     assert_found("seen_usage_is_stored", tell)
+
+
+def test_without_a_likeness_to_the_session_turns_are_taken_for_side_calls(
+    monkeypatch: pytest.MonkeyPatch, tell: Tell
+) -> None:
+    monkeypatch.setattr(roles, "alike", lambda *_: False)
+
+    assert_found("turn_is_a_turn", tell)
+
+
+def test_without_a_proof_of_content_a_fork_names_a_stranger(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
+    monkeypatch.setattr(batch, "_forked_from", lambda tables, _naming: next(iter(tables.sessions), None))
+
+    assert_found("fork_names_its_origin", tell)
 
 
 def test_without_the_resend_a_turn_is_never_settled(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:

@@ -23,12 +23,16 @@ from tests.simulation.daemon import Daemon, Request
 from tests.simulation.worker import Store, Worker
 from worker import batch, protocol
 
+Units = tuple[Unit, ...]
+
 DAEMONS: Final = 2
 TROUBLE_MILLISECONDS: Final = 14_000
 QUIET_MILLISECONDS: Final = 12_000
 """Longer than the latest message, a client's patience and a few resends."""
 PATIENCE_MILLISECONDS: Final = 2_500
 """After which a client sends the same request again, to any daemon."""
+CONVERSATIONS_MAX: Final = 6
+"""Forks included."""
 PAGE_ROWS: Final = (3, 500)
 """Rows in one reply: a real page never fills in a short run."""
 
@@ -54,11 +58,12 @@ class World:
         self._worker = self._new_worker()
         self._daemons = [self._new_daemon(place) for place in range(DAEMONS)]
         self._clients = Host(self.clock)
+        self._conversations = 0
         self._named: dict[int, str] = {}
 
     def live(self) -> None:
-        for conversation in range(self.clock.rng.randrange(2, 5)):
-            self._clients.start(self._converse(conversation, is_named=self.clock.chance(0.6)))
+        for _ in range(self.clock.rng.randrange(2, 5)):
+            self._begin(is_named=self.clock.chance(0.6))
         self.clock.after(100, self._trouble)
         self.clock.after(50, self._latch)
         self.clock.run_until(TROUBLE_MILLISECONDS)
@@ -68,19 +73,23 @@ class World:
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    async def _converse(self, conversation: int, *, is_named: bool) -> None:
-        """Ask, wait, ask again until answered, think, and so on."""
-        rng = self.clock.rng
+    def _begin(self, *, is_named: bool, said: Units = ()) -> int:
+        conversation = self._conversations
+        self._conversations += 1
         minted = ("x-session-id", f"conversation-{conversation}") if is_named else None
         if minted:
             self._named[conversation] = derived_id(*minted)
-        said: tuple[Unit, ...] = ()
+        self._clients.start(self._converse(conversation, minted, said))
+        return conversation
+
+    async def _converse(self, conversation: int, minted: tuple[str, str] | None, said: Units) -> None:
+        """Ask, wait, ask again until answered, think, and so on."""
+        rng = self.clock.rng
         home = rng.randrange(DAEMONS)
         while self.clock.now < TROUBLE_MILLISECONDS:
             said = (*said, Unit("user", f"{conversation} {self.clock.draw_id()}"))
-            if is_named and self.clock.chance(0.1):
-                # Two at once, as with sub-agents: the other one is never heard of again.
-                self._ask(Request(conversation, minted, said), rng.randrange(DAEMONS), lambda _: None)
+            if minted:
+                self._meanwhile(conversation, minted, said)
             for _ in range(4):
                 place = home if self.clock.chance(0.6) else rng.randrange(DAEMONS)
                 answer: Unit | None = await self._answer(Request(conversation, minted, said), place)
@@ -90,6 +99,17 @@ class World:
             else:
                 said = said[:-1]
             await self._clients.sleep(rng.choice((20, 200, 1_500)))
+
+    def _meanwhile(self, conversation: int, minted: tuple[str, str], said: Units) -> None:
+        """What is asked for at the same time, and never heard of again; and conversations that go on elsewhere."""
+        place = self.clock.rng.randrange(DAEMONS)
+        if self.clock.chance(0.1):
+            self._ask(Request(conversation, minted, said), place, lambda _: None)
+        if self.clock.chance(0.1):
+            beside = said if self.clock.chance(0.5) else said[:1]
+            self._ask(Request(conversation, minted, beside, is_aside=True), place, lambda _: None)
+        if len(said) > 2 and self._conversations < CONVERSATIONS_MAX and self.clock.chance(0.1):
+            self.checks.forked(self._begin(is_named=True, said=said[:-1]), conversation)
 
     def _answer(self, request: Request, place: int) -> Wait:
         def arm(resume: Resume) -> None:

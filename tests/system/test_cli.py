@@ -26,8 +26,15 @@ from tests.provider import ScriptedProvider
 pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
-VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show")
-READERS: Final = (("status",), ("sessions",), ("show", "some-session"))
+VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "session")
+CORRECTIONS: Final = (("merge", "some", "other"), ("split", "some", "--only", "turn"), ("undo", "1"), ("log",))
+READERS: Final = (
+    ("status",),
+    ("sessions",),
+    ("show", "some-session"),
+    *(("session", *correction) for correction in CORRECTIONS),
+)
+RUNNING: Final = (("up",), ("daemon",), ("worker",))
 
 
 def perdure(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -68,12 +75,14 @@ def talked() -> Iterator[tuple[Gateway, dict[str, str]]]:
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
+@pytest.mark.parametrize(
+    "verb", [(), *((verb,) for verb in VERBS), *(("session", correction[0]) for correction in CORRECTIONS)]
+)
 def test_help_begins_with_an_example_of_the_verb(verb: tuple[str, ...]) -> None:
     run = perdure(*verb, "--help")
     assert run.returncode == 0
     first = run.stdout.splitlines()[0]
-    assert first.startswith("Example:  perdure " + "".join(verb))
+    assert first.startswith(" ".join(("Example:  perdure", *verb)))
 
 
 def test_help_names_these_verbs_and_no_others() -> None:
@@ -88,7 +97,20 @@ def test_version_is_told() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("doctor",), ("status", "--colour"), ("sessions", "--limit", "0"), ("sessions", "--limit", "x"), ("show",)],
+    [
+        (),
+        ("doctor",),
+        ("status", "--colour"),
+        ("sessions", "--limit", "0"),
+        ("sessions", "--limit", "x"),
+        ("show",),
+        ("session",),
+        ("session", "join"),
+        ("session", "merge", "one"),
+        ("session", "split", "one"),
+        ("session", "split", "one", "--from", "a", "--only", "b"),
+        ("session", "undo", "x"),
+    ],
 )
 def test_usage_error_is_one_line_and_status_2(arguments: tuple[str, ...]) -> None:
     run = perdure(*arguments)
@@ -96,11 +118,11 @@ def test_usage_error_is_one_line_and_status_2(arguments: tuple[str, ...]) -> Non
     assert "--help" in run.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_unknown_key_in_the_configuration_is_status_78(verb: str, directory: Path) -> None:
+@pytest.mark.parametrize("arguments", [*RUNNING, *READERS])
+def test_unknown_key_in_the_configuration_is_status_78(arguments: tuple[str, ...], directory: Path) -> None:
     config = directory / "perdure.toml"
     config.write_text("tick_second = 1\n")
-    run = perdure(verb, *(["some-session"] if verb == "show" else []), "--config", str(config))
+    run = perdure(*arguments, "--config", str(config))
     assert run.returncode == 78
     assert "did you mean 'tick_seconds'?" in run.stderr
 

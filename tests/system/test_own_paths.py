@@ -253,7 +253,7 @@ def test_api_session_is_found_by_its_id_and_by_a_beginning_of_it(gateway: Gatewa
     with gateway.reader() as reader:
         account = account_of(reader.execute, session_id, SHOWN_ROWS)
     assert account is not None
-    expected = json.loads(json.dumps(account_object(account)))
+    expected = json.loads(json.dumps(account_object(account, {})))
     for asked in (session_id, session_id[:12]):
         status, shown = get_json(gateway, f"/api/sessions/{asked}")
         assert status == 200 and shown == expected

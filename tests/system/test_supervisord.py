@@ -35,6 +35,7 @@ from worker.store import Store
 
 pytestmark = pytest.mark.system
 
+SUPERVISORCTL: Final = str(Path(sys.executable).with_name("supervisorctl"))
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 TURNS: Final = 10
 BACK_SECONDS: Final = 5.0
@@ -314,7 +315,9 @@ def test_up_reload_starts_everything_anew_and_still_hears_a_death_at_once(provid
         perdure.wait_status("ready")
         session = talk.say("turn 1").session
         before = set(perdure.children())
-        perdure.process.send_signal(signal.SIGHUP)
+        # Not from the checkout: there supervisorctl would read supervisord.conf, which needs perdure's environment.
+        reload = [SUPERVISORCTL, "-s", f"unix://{perdure.directory}/run/sv.sock", "reload"]
+        subprocess.run(reload, check=True, capture_output=True, cwd=perdure.directory)
         eventually(lambda: len(now := set(perdure.children())) == 2 and not now & before, what="two new programs")
         perdure.wait_status("ready")
         assert talk.say("turn 2").session == session

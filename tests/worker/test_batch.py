@@ -21,8 +21,10 @@ from worker.protocol import (
     Naming,
     Reply,
     Row,
+    Shape,
     SnapshotWrite,
     Usage,
+    Why,
 )
 
 NOON = 1_750_000_000_000
@@ -321,7 +323,7 @@ def test_resolve_of_a_continued_conversation_finds_its_session(tables: MemoryTab
     reply = claim(tables, named("drawn", continues=["a1"]))
 
     assert reply.session_id == "s"
-    assert "continues" in reply.reason
+    assert "continues" in reply.why.reason
     assert tables.aliases == {"drawn": "s"}
 
 
@@ -461,3 +463,396 @@ def test_apply_of_several_writes_answers_each_in_order(tables: MemoryTables) -> 
     outcome = batch.apply(tables, writes, live=frozenset(), now=NOON)
 
     assert [(boot, reply.sequence) for boot, reply in outcome.replies] == [("d1", 7), ("d2", 9)]
+
+
+# -- what a request is to its session ----------------------------------------------------------------------------------
+
+AGENT = Shape(system="l1 l2 l3 l4", tools="t1 t2 t3 t4", opening="fix it")
+TITLE = Shape(system="n1 n2", tools="", opening="fix it")
+HELPER = Shape(system="h1 h2 h3", tools="u1 u2", opening="find it")
+
+
+def of_client(session_id: str = "s", shape: Shape | None = AGENT, **fields: Any) -> Naming:
+    """A request whose client named its session, and that its daemon judged to be what its row says."""
+    values = {
+        "header_name": "x-session-id",
+        "header_session_id": session_id,
+        "shape": shape,
+        "is_judged": True,
+        "why": Why(reason="the client named it", origin="header x-session-id", confidence="certain"),
+        **fields,
+    }
+    return named(session_id, **values)
+
+
+def begin(tables: MemoryTables, number: int, naming: Naming, **fields: Any) -> Reply:
+    return book(tables, replace(OPEN, event_id=f"event-{number:04}", **fields), naming)
+
+
+@pytest.mark.parametrize(("shape", "role"), [(TITLE, "side"), (HELPER, "child")])
+def test_claim_of_what_is_no_turn_claims_nothing(tables: MemoryTables, shape: Shape, role: str) -> None:
+    claim(tables, of_client())
+    book(tables, event(1), of_client())
+    before = tables.sessions["s"]
+
+    outcome = do(tables, Claim(naming=of_client(shape=shape, is_opening=True)), boot="d2")
+
+    reply = told(outcome)
+    assert (reply.role, reply.session_id, reply.owned, reply.snapshot, reply.rows) == (role, "s", False, None, [])
+    assert (reply.why.origin, reply.why.confidence) == ("header x-session-id", "likely")
+    assert reply.why.reason
+    assert outcome.lost == [] and tables.sessions["s"] == before
+
+
+def test_claim_of_a_turn_says_what_the_session_is_set_up_with(tables: MemoryTables) -> None:
+    assert claim(tables, of_client()).shape is None
+    begin(tables, 1, of_client())
+
+    reply = claim(tables, of_client(), boot="d2")
+
+    assert (reply.role, reply.shape, reply.owned) == ("turn", AGENT, True)
+
+
+def test_claim_without_a_shape_is_a_turn_whatever_it_holds(tables: MemoryTables) -> None:
+    begin(tables, 1, of_client())
+
+    assert claim(tables, of_client(shape=None), boot="d2").role == "turn"
+
+
+def test_claim_over_the_sessions_history_is_a_turn_and_over_another_is_not(tables: MemoryTables) -> None:
+    book(tables, SETTLED, of_client(keys=keys(("history", "a1"))))
+    last_word = replace(AGENT, tools="")
+
+    assert claim(tables, of_client(shape=last_word, continues=["a1"]), boot="d2").role == "turn"
+    assert claim(tables, of_client(shape=last_word, continues=["a9"]), boot="d3").role == "side"
+
+
+def test_claim_that_goes_on_from_a_side_call_is_a_sub_agents(tables: MemoryTables) -> None:
+    begin(tables, 1, of_client())
+    book(tables, event(2, kind="side"), of_client(shape=TITLE, keys=keys(("history", "aside-1"))))
+    helper = replace(HELPER, tools="")
+
+    assert claim(tables, of_client(shape=helper, continues=["aside-1"]), boot="d2").role == "child"
+    assert claim(tables, of_client(shape=helper, continues=["a9"]), boot="d2").role == "side"
+
+
+def test_book_of_a_side_call_leaves_the_session_as_it_was(tables: MemoryTables) -> None:
+    claim(tables, of_client())
+    book(tables, SETTLED, of_client(keys=keys(("history", "a1")), chain_length=4))
+    before = tables.sessions["s"]
+
+    side = event(2, kind="side", model="small", message_count=1, started_at=NOON + 60_000)
+    reply = book(tables, side, of_client(shape=TITLE, keys=keys(("history", "a2")), chain_length=2), boot="d2")
+
+    assert tables.sessions["s"] == replace(before, last_position=2)
+    assert (reply.role, reply.position, reply.rows) == ("side", 2, [])
+    assert tables.session_sums["s"].turns == 1
+    assert tables.session_sums["s"].cost_nanousd == 200
+
+
+def test_book_of_a_side_call_names_its_session_all_the_same(tables: MemoryTables) -> None:
+    """Nothing else may have come under that id yet."""
+    header = Key(kind="header", name="x-session-id", value="s")
+
+    book(tables, event(1, kind="side"), of_client(keys=[header, *keys(("history", "a1"), ("answer", "a2"))]))
+
+    assert list(tables.keys) == [("header", "s", "x-session-id", "s")]
+
+
+def test_book_of_an_opening_that_turns_out_to_be_beside_the_conversation_moves_its_sums(tables: MemoryTables) -> None:
+    """The title is asked for first, when nothing shows what the session is set up with."""
+    title = of_client(shape=TITLE, is_opening=True)
+    begin(tables, 1, title)
+    begin(tables, 2, of_client(is_opening=True))
+
+    reply = book(tables, SETTLED, title)
+
+    row = tables.rows["event-0001"]
+    assert (reply.role, row.kind, row.position, row.why.confidence) == ("side", "side", 1, "likely")
+    assert "header x-session-id" in row.why.reason
+    sums = tables.session_sums["s"]
+    assert (sums.turns, sums.output_tokens, sums.cost_nanousd) == (1, 0, 100)
+    turns = {day.kind: (day_sums.turns, day_sums.output_tokens) for day, day_sums in tables.day_sums.items()}
+    assert turns == {"turn": (1, 0), "side": (1, 7)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_opening"),
+    [(AGENT, True), (TITLE, False), (None, True)],
+    ids=["alike", "not an opening", "without a shape"],
+)
+def test_book_of_another_turns_end_stays_a_turn(tables: MemoryTables, shape: Shape | None, *, is_opening: bool) -> None:
+    naming = of_client(shape=shape, is_opening=is_opening)
+    begin(tables, 1, naming)
+    begin(tables, 2, of_client())
+    assert tables.sessions["s"].shape == AGENT
+
+    assert book(tables, SETTLED, naming).role == "turn"
+    assert tables.rows["event-0001"].kind == "turn"
+
+
+@pytest.mark.parametrize("is_opening", [True, False])
+@pytest.mark.parametrize("shape", [TITLE, HELPER])
+def test_book_of_what_its_daemon_could_not_judge_is_judged_on_its_entry(
+    tables: MemoryTables, shape: Shape, *, is_opening: bool
+) -> None:
+    """A sub-agent's too is booked beside the conversation: its daemon gave it this session already."""
+    begin(tables, 1, of_client())
+    before = tables.sessions["s"]
+    unjudged = of_client(shape=shape, is_judged=False, is_opening=is_opening, keys=keys(("history", "a1")))
+
+    reply = begin(tables, 2, unjudged)
+
+    row = tables.rows["event-0002"]
+    assert (reply.role, row.kind, row.why.confidence) == ("side", "side", "likely")
+    assert "header x-session-id" in row.why.reason
+    assert (tables.sessions["s"], tables.session_sums["s"].turns) == (before, 1)
+
+    ended = book(tables, event(2), unjudged)
+    assert (ended.role, ended.why, tables.rows["event-0002"].kind) == ("side", row.why, "side")
+    assert (tables.session_sums["s"].turns, tables.session_sums["s"].cost_nanousd) == (1, 100)
+    assert tables.histories("a1") == [], "no turn goes on from it"
+
+
+def test_book_of_what_its_daemon_judged_to_be_a_turn_is_one(tables: MemoryTables) -> None:
+    begin(tables, 1, of_client())
+
+    assert begin(tables, 2, of_client(shape=HELPER)).role == "turn"
+    assert tables.sessions["s"].shape == HELPER
+
+
+def test_book_of_an_end_that_came_alone_is_judged_if_its_daemon_could_not(tables: MemoryTables) -> None:
+    begin(tables, 1, of_client())
+
+    assert book(tables, event(2), of_client(shape=TITLE, is_judged=False)).role == "side"
+    assert book(tables, event(3), of_client(shape=AGENT, is_judged=False)).role == "turn"
+
+
+def test_book_of_an_end_judged_again_and_told_again_changes_nothing(tables: MemoryTables) -> None:
+    title = of_client(shape=TITLE, is_opening=True)
+    begin(tables, 1, title)
+    begin(tables, 2, of_client(is_opening=True))
+    first, sums = book(tables, SETTLED, title), dict(tables.session_sums)
+
+    assert book(tables, SETTLED, title) == first
+    assert tables.session_sums == sums
+
+
+# -- sub-agents and forks ----------------------------------------------------------------------------------------------
+
+
+def test_resolve_of_a_sub_agent_records_the_session_that_started_it(tables: MemoryTables) -> None:
+    book(tables, event(1), of_client("mother"))
+    book(tables, event(2, session_id="d"), named("daughter", parent="mother"))
+    book(tables, event(3, session_id="g"), named("granddaughter", parent="daughter"))
+
+    parents = {session.session_id: session.parent_session_id for session in tables.sessions.values()}
+    assert parents == {"mother": None, "daughter": "mother", "granddaughter": "daughter"}
+
+
+def test_resolve_of_a_sub_agent_whose_mother_was_renamed_records_her_own_id(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("mother", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("alias", continues=["a1"]))
+
+    claim(tables, named("daughter", parent="alias"))
+
+    assert tables.sessions["daughter"].parent_session_id == "mother"
+
+
+@pytest.mark.parametrize("parent", ["", "d"])
+def test_resolve_of_a_session_that_started_itself_has_no_mother(tables: MemoryTables, parent: str) -> None:
+    claim(tables, named("d", parent=parent))
+
+    assert tables.sessions["d"].parent_session_id is None
+
+
+def converse(tables: MemoryTables, session_id: str, *answers: str, is_named: bool) -> None:
+    """Turns of a session, each with its answer."""
+    for place, value in enumerate(answers):
+        kind: KeyKind = "history" if is_named else "answer"
+        make = of_client if is_named else named
+        naming = make(session_id, keys=keys((kind, value)), chain_length=2 * place + 2)
+        book(tables, replace(SETTLED, event_id=f"event-{session_id}-{place:04}", session_id=session_id), naming)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("continues", [["a2", "a1"], ["x", "a1"]], ids=["head", "earlier"])
+def test_resolve_of_a_new_id_over_a_known_history_is_a_fork(
+    tables: MemoryTables, continues: list[str], *, is_named: bool
+) -> None:
+    converse(tables, "s", "a1", "a2", is_named=is_named)
+
+    reply = claim(tables, of_client("new", continues=continues))
+
+    assert (reply.session_id, tables.sessions["new"].forked_from) == ("new", "s")
+    assert reply.why.reason.endswith("a fork of s") and reply.why.confidence == "certain"
+    assert tables.sessions["new"].epoch == 1 and tables.session_sums.get("new") is None, "money is never inherited"
+
+
+def test_resolve_of_an_unnamed_history_that_turns_off_earlier_is_a_fork(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", "a2", is_named=False)
+
+    reply = claim(tables, named("new", continues=["x", "a1"]))
+
+    assert (reply.session_id, tables.sessions["new"].forked_from) == ("new", "s")
+
+
+def test_resolve_of_an_unnamed_request_over_a_named_history_is_a_fork_and_not_that_session(
+    tables: MemoryTables,
+) -> None:
+    converse(tables, "s", "a1", is_named=True)
+
+    assert claim(tables, named("new", continues=["a1"])).session_id == "new"
+    assert tables.sessions["new"].forked_from == "s"
+
+
+def test_resolve_of_a_history_that_two_sessions_share_is_nobodys_fork(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", is_named=True)
+    converse(tables, "t", "a1", is_named=True)
+
+    claim(tables, of_client("new", continues=["a1"]))
+
+    assert tables.sessions["new"].forked_from is None
+
+
+def test_resolve_of_a_fork_of_a_fork_goes_back_to_the_nearer_one(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", is_named=True)
+    claim(tables, of_client("fork", continues=["a1"]))
+    converse(tables, "fork", "b2", is_named=True)
+
+    claim(tables, of_client("new", continues=["b2", "a1"]))
+
+    assert tables.sessions["new"].forked_from == "fork"
+
+
+def test_resolve_of_what_goes_on_from_a_side_call_is_no_fork(tables: MemoryTables) -> None:
+    book(tables, event(1, kind="side"), of_client(keys=keys(("history", "aside-1"))))
+
+    claim(tables, of_client("new", continues=["aside-1"]))
+
+    assert tables.sessions["new"].forked_from is None
+
+
+def test_resolve_of_a_known_session_is_not_made_a_fork_later(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", is_named=True)
+    claim(tables, of_client("t"))
+
+    reply = claim(tables, of_client("t", continues=["a1"]), boot="d2")
+
+    assert tables.sessions["t"].forked_from is None
+    assert "fork" not in reply.why.reason
+
+
+# -- conversations that the provider keeps -----------------------------------------------------------------------------
+
+
+def respond(tables: MemoryTables, number: int, response: str, *, after: str = "", session_id: str = "s") -> Reply:
+    """A request that goes on from a response, and its answer."""
+    asked = named(session_id, continues=[after] if after else [], retry=f"retry {number}")
+    row = event(number, session_id=session_id, started_at=NOON + number)
+    begun = replace(row, status="interrupted", ended_at=0, usage=None, cost_nanousd=None)
+    book(tables, begun, replace(asked, keys=keys(("retry", f"retry {number}"), ("request", f"request {number}"))))
+    return book(tables, row, replace(asked, keys=keys(("retry", f"retry {number}"), ("answer", response))))
+
+
+def test_resolve_of_a_response_that_goes_on_finds_its_session(tables: MemoryTables) -> None:
+    respond(tables, 1, "resp_1")
+
+    assert respond(tables, 2, "resp_2", after="resp_1", session_id="drawn").session_id == "s"
+    assert respond(tables, 3, "resp_3", after="resp_2", session_id="drawn-2").session_id == "s"
+
+
+def test_resolve_of_a_branch_from_an_older_response_is_a_fork(tables: MemoryTables) -> None:
+    respond(tables, 1, "resp_1")
+    respond(tables, 2, "resp_2", after="resp_1")
+
+    reply = respond(tables, 3, "resp_3", after="resp_1", session_id="branch")
+
+    assert (reply.session_id, tables.sessions["branch"].forked_from) == ("branch", "s")
+    assert respond(tables, 4, "resp_4", after="resp_2", session_id="drawn").session_id == "s"
+    assert respond(tables, 5, "resp_5", after="resp_3", session_id="drawn-2").session_id == "branch"
+
+
+def test_resolve_of_a_response_that_goes_on_twice_is_a_retry(tables: MemoryTables) -> None:
+    respond(tables, 1, "resp_1")
+    respond(tables, 2, "resp_2", after="resp_1")
+
+    assert claim(tables, named("drawn", continues=["resp_1"], retry="retry 2")).session_id == "s"
+
+
+def test_resolve_of_a_response_after_a_history_told_in_full_finds_its_session(tables: MemoryTables) -> None:
+    """Its first answers are known by their content and by their ids."""
+    for number, length in ((1, 2), (2, 4)):
+        both = keys(("answer", f"link {number}"), ("answer", f"resp_{number}"))
+        book(tables, event(number), named("s", keys=both, chain_length=length))
+
+    assert respond(tables, 3, "resp_3", after="resp_2", session_id="drawn").session_id == "s"
+    assert respond(tables, 4, "resp_4", after="resp_3", session_id="drawn-2").session_id == "s"
+
+
+def test_resolve_of_a_history_told_in_full_after_responses_is_a_fork(tables: MemoryTables) -> None:
+    """What was said between is not known by its content: a wrong split, and no wrong merge."""
+    first = keys(("answer", "link 1"), ("answer", "resp_1"))
+    book(tables, event(1), named("s", keys=first, chain_length=2))
+    respond(tables, 2, "resp_2", after="resp_1")
+
+    claim(tables, named("drawn", continues=["link 2", "link 1"]))
+
+    assert tables.sessions["drawn"].forked_from == "s"
+
+
+def test_book_of_an_older_responses_end_late_leaves_the_newer_ones_known(tables: MemoryTables) -> None:
+    """A chain of unknown length: only the requests tell which answer is the newest."""
+    respond(tables, 1, "resp_1")
+    asked = named("s", continues=["resp_1"], keys=keys(("retry", "retry 2"), ("request", "request 2")))
+    begin(tables, 2, asked)
+    respond(tables, 3, "resp_3", after="resp_2")
+
+    book(tables, event(2), replace(asked, keys=keys(("retry", "retry 2"), ("answer", "resp_2"))))
+
+    assert respond(tables, 4, "resp_4", after="resp_3", session_id="drawn").session_id == "s"
+    assert {place[:2] for place in tables.keys} == {("retry", "retry 4"), ("answer", "resp_4")}
+
+
+def test_book_of_a_long_and_a_shorter_answer_late_keeps_the_longer(tables: MemoryTables) -> None:
+    late = named("s", keys=keys(("answer", "link 1"), ("answer", "resp_1")), chain_length=2)
+    book(tables, event(2), named("s", keys=keys(("answer", "link 2"), ("answer", "resp_2")), chain_length=4))
+
+    book(tables, event(1), late)
+
+    assert {place[1] for place in tables.keys} == {"link 2", "resp_2"}
+    assert tables.histories("resp_1") == ["s"], "what went on from it is a fork"
+
+
+# -- what is said of it all --------------------------------------------------------------------------------------------
+
+
+def test_book_of_a_named_session_records_why(tables: MemoryTables) -> None:
+    book(tables, SETTLED, of_client(), seen=0)
+
+    assert tables.sessions["s"].why == of_client().why
+
+
+def test_claim_that_proves_itself_says_by_what(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", is_named=False)
+    by_content = Why(reason="a new conversation", origin="content", confidence="likely")
+
+    reply = claim(tables, named("drawn", continues=["a1"], why=by_content))
+
+    assert (reply.why.origin, reply.why.confidence) == ("content", "proven")
+
+
+@pytest.mark.parametrize("length", [0, 512])
+def test_reason_of_a_fork_fits_a_frame_however_long_the_requests_is(tables: MemoryTables, length: int) -> None:
+    converse(tables, "s", "a1", is_named=True)
+
+    reply = claim(tables, of_client("new", continues=["a1"], why=Why(reason="x" * length)))
+
+    assert 0 < len(reply.why.reason) <= 512
+
+
+def test_history_of_a_named_session_names_nothing(tables: MemoryTables) -> None:
+    converse(tables, "s", "a1", "a2", is_named=True)
+
+    assert {place[0] for place in tables.keys} == set()
+    assert tables.sessions["s"].fingerprint is None

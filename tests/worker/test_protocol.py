@@ -19,16 +19,31 @@ PARTS = {
     for part in (
         protocol.Naming,
         protocol.Key,
+        protocol.Shape,
+        protocol.Hint,
+        protocol.Why,
         protocol.Row,
         protocol.Usage,
         protocol.Snapshot,
         protocol.Reply,
+        protocol.Merge,
+        protocol.Split,
+        protocol.Undo,
+        protocol.Amended,
         protocol.IndexEntry,
         protocol.Family,
         protocol.Sample,
     )
 }
-LIMITS = ("MESSAGE_BYTES_MAX", "ROWS_PER_REPLY_MAX", "KEYS_PER_PAGE_MAX", "CONTINUES_MAX")
+LIMITS = (
+    "MESSAGE_BYTES_MAX",
+    "ROWS_PER_REPLY_MAX",
+    "KEYS_PER_PAGE_MAX",
+    "CONTINUES_MAX",
+    "SKETCH_HASHES_MAX",
+    "HINTS_MAX",
+    "SPLIT_EVENTS_MAX",
+)
 
 
 def table(heading: str) -> dict[str, list[str]]:

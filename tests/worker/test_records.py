@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.worker.writing import STARTED_AT, booking, claim, naming, row, snapshot_write, write
 from worker.protocol import Booking, Key
-from worker.records import account_of, page_of_sessions
+from worker.records import RELATIVES_SHOWN, account_of, page_of_sessions
 from worker.store import Reader, Store
 
 
@@ -77,6 +78,60 @@ def test_account_is_found_by_id_alias_and_beginning(store: Store, reader: Reader
         assert account.aliases == ["proposed-elsewhere"]
         assert [one.position for one in account.newest] == [2, 1]
     assert account_of(reader.execute, "abcde", 10) is None, "too short to be meant"
+
+
+def child(session_id: str, parent: str, number: int = 1, **row_fields: Any) -> Booking:
+    named = naming(session_id, confirmed=False, parent=parent)
+    return Booking(naming=named, row=row(number, session_id, **row_fields), epoch=0, seen=9)
+
+
+def test_tree_counts_sub_agents_and_theirs_with_their_side_calls(store: Store, reader: Reader) -> None:
+    put(store, booking(1, "mother"), child("one", "mother"), child("two", "mother"), child("of two", "two"))
+    put(store, child("two", "mother", 2, kind="side"), booking(1, "stranger"))
+
+    costs = {
+        record.session.session_id: (record.sums.cost_nanousd, record.tree.cost_nanousd)
+        for record in page_of_sessions(reader.execute, "", 10).records
+    }
+
+    assert costs == {
+        "mother": (1_000, 5_000),
+        "one": (1_000, 1_000),
+        "two": (2_000, 3_000),
+        "of two": (1_000, 1_000),
+        "stranger": (1_000, 1_000),
+    }
+
+
+def test_tree_of_sessions_that_started_each_other_counts_each_once(store: Store, reader: Reader) -> None:
+    put(store, child("one", "two"), child("two", "one"))
+
+    trees = [record.tree.cost_nanousd for record in page_of_sessions(reader.execute, "", 10).records]
+
+    assert trees == [2_000, 2_000]
+
+
+def test_tree_of_a_sub_agent_whose_mother_never_came_is_its_own(store: Store, reader: Reader) -> None:
+    put(store, child("one", "never seen"))
+
+    (record,) = page_of_sessions(reader.execute, "", 10).records
+
+    assert (record.session.parent_session_id, record.tree.cost_nanousd) == ("never seen", 1_000)
+
+
+def test_account_shows_its_relatives_the_newest_first_and_not_all(store: Store, reader: Reader) -> None:
+    put(store, booking(1, "mother-1"))
+    put(store, *(child(f"child-{number:03}", "mother-1", number) for number in range(1, RELATIVES_SHOWN + 3)))
+    fork = naming("fork-1", confirmed=False, header_name="h", continues=["chain-mother-1-1"])
+    put(store, Booking(naming=fork, row=row(1, "fork-1"), epoch=0, seen=9))
+
+    account, forked = (account_of(reader.execute, name, 10) for name in ("mother-1", "fork-1"))
+
+    assert account is not None and forked is not None
+    assert len(account.children) == RELATIVES_SHOWN
+    assert account.children[0] == f"child-{RELATIVES_SHOWN + 2:03}"
+    assert account.forks == ["fork-1"] and forked.record.session.forked_from == "mother-1"
+    assert (forked.children, forked.forks) == ([], [])
 
 
 def test_account_by_a_beginning_that_two_share_is_none(store: Store, reader: Reader) -> None:

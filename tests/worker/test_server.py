@@ -23,7 +23,22 @@ from tests.worker.writing import booking, claim, naming, row, snapshot, snapshot
 from worker import protocol
 from worker import server as server_module
 from worker.batch import Write
-from worker.protocol import PROTOCOL, Booking, Claim, Command, Key, Naming, Row, Snapshot, SnapshotWrite, Usage
+from worker.protocol import (
+    HINTS_MAX,
+    PROTOCOL,
+    Booking,
+    Claim,
+    Command,
+    Hint,
+    Key,
+    Naming,
+    Row,
+    Shape,
+    Snapshot,
+    SnapshotWrite,
+    Usage,
+    Why,
+)
 from worker.runtime import EXIT_CONFIGURATION, EXIT_OK, EXIT_UNAVAILABLE
 from worker.server import QUERIES_MAX
 from worker.store import Reader, StoreBusy
@@ -58,7 +73,7 @@ def test_peer_not_greeted_is_asked_who_it_is_and_its_write_is_not_kept(worker: T
         assert stranger.receive().command is Command.WHO
         assert stored_events(directory) == set()
         welcome = stranger.hello()
-        assert welcome.hash_key == worker.store.hash_key and welcome.schema == 2
+        assert welcome.hash_key == worker.store.hash_key and welcome.schema == worker.store.schema
         assert stranger.write(Command.BEGIN, booking(), 5).session_id == "session-1"
 
 
@@ -182,7 +197,9 @@ def test_page_of_sessions_too_large_for_a_message_comes_in_smaller_ones(worker: 
 
 
 def test_rows_too_large_for_a_message_come_in_parts_that_say_so(worker: ThreadedWorker) -> None:
-    wide: dict[str, Any] = dict.fromkeys(("model", "client", "account", "reason", "price_version"), "\x01" * 512)
+    text = "\x01" * 512
+    wide: dict[str, Any] = dict.fromkeys(("model", "client", "account", "price_version"), text)
+    wide["why"] = Why(reason=text)
     with Peer(worker.address) as writer, Peer(worker.address) as peer:
         for number in range(400):
             writer.send(Command.END, booking(number, **wide), number)
@@ -304,7 +321,7 @@ SQL = "'; DROP TABLE ledger; --"
 def test_odd_text_is_kept_as_it_is(worker: ThreadedWorker, text: str) -> None:
     with Peer(worker.address) as peer:
         keys = [Key(kind="header", name=text, value=text)]
-        named = naming(f"s{text}", keys=keys, header_name=text, header_session_id=text, reason=text)
+        named = naming(f"s{text}", keys=keys, header_name=text, header_session_id=text, why=Why(reason=text))
         body = Booking(naming=named, row=row(1, f"s{text}", model=text, account=text), epoch=1, seen=0)
         assert peer.write(Command.END, body, 1).session_id == f"s{text}"
         account = json.loads(bytes(peer.query(what="session", session_id=f"s{text}").body))
@@ -390,6 +407,7 @@ ID = TEXT.filter(bool)
 COUNT = st.sampled_from([0, 1, 2**31, 2**40]) | st.integers(0, 2**40)
 STORED = st.none() | st.sampled_from([-(2**63), -1, 0, 2**63 - 1])
 REAL = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+WHY = st.builds(Why, reason=TEXT, origin=TEXT, confidence=st.sampled_from(["", "certain", "proven", "likely"]))
 NAMINGS = st.builds(
     Naming,
     session_id=ID,
@@ -397,7 +415,12 @@ NAMINGS = st.builds(
     continues=st.lists(TEXT, max_size=4),
     retry=TEXT,
     keys=st.lists(
-        st.builds(Key, kind=st.sampled_from(["header", "body", "answer", "request", "retry"]), name=TEXT, value=TEXT),
+        st.builds(
+            Key,
+            kind=st.sampled_from(["header", "body", "answer", "request", "retry", "history"]),
+            name=TEXT,
+            value=TEXT,
+        ),
         max_size=4,
     ),
     chain_length=COUNT,
@@ -405,7 +428,12 @@ NAMINGS = st.builds(
     header_session_id=TEXT,
     client=TEXT,
     account=TEXT,
-    reason=TEXT,
+    parent=TEXT,
+    is_opening=st.booleans(),
+    is_judged=st.booleans(),
+    shape=st.none() | st.builds(Shape, system=TEXT, tools=TEXT, opening=TEXT),
+    hints=st.lists(st.builds(Hint, st.sampled_from(["session", "header", "field"]), TEXT, TEXT), max_size=HINTS_MAX),
+    why=WHY,
 )
 ROWS = st.builds(
     Row,
@@ -421,7 +449,7 @@ ROWS = st.builds(
     client=TEXT,
     account=TEXT,
     boot=TEXT,
-    reason=TEXT,
+    why=WHY,
     http_status=COUNT,
     usage=st.none() | st.builds(Usage, input_tokens=COUNT, cache_write_1h_tokens=COUNT, output_tokens=COUNT),
     cost_nanousd=st.none() | st.sampled_from([0, 1, 2**50]),

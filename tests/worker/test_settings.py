@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from worker.settings import IPC_PATH_BYTES_MAX, BadSettings, Settings, environment, load
+from worker.settings import (
+    IPC_PATH_BYTES_MAX,
+    LIST_ENTRIES_MAX,
+    NAME_CHARACTERS_MAX,
+    RELOADED,
+    TABLES,
+    WITHOUT_FLAG,
+    BadSettings,
+    Settings,
+    environment,
+    load,
+)
 
 EXAMPLE = (Path(__file__).resolve().parents[2] / "perdure.example.toml").read_text("utf-8")
 
@@ -42,6 +53,47 @@ def test_settings_handed_on_as_environment_come_back(tmp_path: Path) -> None:
     assert load({}, environment(given)) == given
 
 
+def test_settings_that_are_read_again_are_not_handed_on(tmp_path: Path) -> None:
+    given = from_file(tmp_path, 'session_headers = ["x-mine"]\n[account_aliases]\na = "work"')
+    handed = environment(given)
+    assert not {f"PERDURE_{name.upper()}" for name in RELOADED | TABLES} & set(handed)
+    assert set(handed) == {f"PERDURE_{name.upper()}" for name in set(Settings.__struct_fields__) - RELOADED - TABLES}
+
+
+def test_lists_tables_and_secrets_have_no_flag() -> None:
+    defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
+    expected = {name for name, value in defaults.items() if isinstance(value, tuple | dict)} | {"token"}
+    assert expected == WITHOUT_FLAG
+
+
+# -- lists and tables ----------------------------------------------------------------------------------------------
+
+LISTS = ["session_headers", "account_headers", "agent_headers", "parent_headers"]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_list_of_headers_is_taken_from_the_environment_then_the_file(tmp_path: Path, name: str) -> None:
+    text = f'{name} = ["X-One", "x_two"]'
+    assert getattr(from_file(tmp_path, text), name) == ("x-one", "x_two")
+    variable = {f"PERDURE_{name.upper()}": " X-Three ,x-four"}
+    assert getattr(from_file(tmp_path, text, **variable), name) == ("x-three", "x-four")
+    assert getattr(from_file(tmp_path, f"{name} = []"), name) == ()
+
+
+def test_list_of_fields_keeps_the_case_of_its_keys(tmp_path: Path) -> None:
+    assert from_file(tmp_path, 'session_fields = ["metadata.threadId", "a b.ü"]').session_fields == (
+        "metadata.threadId",
+        "a b.ü",
+    )
+    assert load({}, {"PERDURE_SESSION_FIELDS": "a.b, c"}).session_fields == ("a.b", "c")
+
+
+def test_aliases_of_accounts_are_taken_from_the_file_alone(tmp_path: Path) -> None:
+    text = '[account_aliases]\n4f1c = "Büro Köln"\n"user@example" = "home"'
+    found = from_file(tmp_path, text, PERDURE_ACCOUNT_ALIASES="x")
+    assert found.account_aliases == {"4f1c": "Büro Köln", "user@example": "home"}
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 BAD_FILES = {
@@ -67,6 +119,26 @@ BAD_FILES = {
         '[providers]\nanthropic = "https://x.example"',
         "setting of its own, anthropic_url",
     ),
+    "text for a list": ("session_headers = 5", "session_headers: 5 is not a list of texts"),
+    "numbers in a list": ("session_headers = [5]", "is not a list of texts"),
+    "table for a list": ("[agent_headers]\na = 1", "is not a list of texts"),
+    "header with a space": ('session_headers = ["x id"]', "'x id' is not the name of a header"),
+    "header with a colon": ('parent_headers = ["x-id:"]', "parent_headers: 'x-id:' is not the name"),
+    "header of no letters": ('agent_headers = [""]', "'' is not the name"),
+    "header in letters of elsewhere": ('agent_headers = ["x-ïd"]', "is not the name"),
+    "endless header": (f'agent_headers = ["{"x" * (NAME_CHARACTERS_MAX + 1)}"]', "is not the name"),
+    "endless list": (f"session_fields = {[str(n) for n in range(LIST_ENTRIES_MAX + 1)]}", "33 names are more than 32"),
+    "header twice": ('session_headers = ["x-id", "X-ID"]', "'x-id' stands there twice"),
+    "header with two meanings": ('agent_headers = ["x-session-id"]', "x-session-id is one of session_headers already"),
+    "header with a secret": ('account_headers = ["Authorization"]', "authorization carries a secret"),
+    "field twice": ('session_fields = ["a.b", "a.b"]', "'a.b' stands there twice"),
+    "field with an empty key": ('session_fields = ["a..b"]', "'a..b' is not keys joined by dots"),
+    "field of nothing": ('session_fields = [""]', "'' is not keys"),
+    "field on two lines": ('session_fields = ["a\\nb"]', "is not keys joined"),
+    "aliases as a text": ('account_aliases = "x"', "'x' is not a table"),
+    "alias of a number": ("[account_aliases]\na = 1", "account_aliases.a: an alias is a text"),
+    "alias of nothing": ('[account_aliases]\na = ""', "account_aliases.a: an alias is a text"),
+    "alias on two lines": ('[account_aliases]\na = "x\\ny"', "account_aliases.a: an alias is a text"),
     "other provider that has one": ('[providers]\nopenai = "https://x.example"', "setting of its own, openai_url"),
 }
 
@@ -105,6 +177,7 @@ BAD_VARIABLES = {
     "socket's path too long": ({"PERDURE_RUNTIME_DIR": "/" + "r" * 120}, "PERDURE_RUNTIME_DIR to a shorter"),
     "file that is not there": ({"PERDURE_CONFIG": "/not/there.toml"}, "/not/there.toml: No such file"),
     "file that is a directory": ({"PERDURE_CONFIG": "/tmp"}, "/tmp: Is a directory"),
+    "list that ends in a comma": ({"PERDURE_SESSION_HEADERS": "x-id,"}, "PERDURE_SESSION_HEADERS: '' is not the name"),
     "number of letters": ({"PERDURE_DAEMONS": "two"}, "PERDURE_DAEMONS: 'two' is not a whole number"),
 }
 
@@ -202,9 +275,7 @@ def test_state_directory_without_any_is_under_the_xdg_state_home(monkeypatch: py
 
 def uncommented() -> dict[str, Any]:
     """The example with its settings (not its prose) put in force."""
-    lines = [
-        line.removeprefix("# ") for line in EXAMPLE.splitlines() if re.match(r"# ([a-z_]+ = |\[providers\])", line)
-    ]
+    lines = [line.removeprefix("# ") for line in EXAMPLE.splitlines() if re.match(r"# ([a-z_]+ = |\[[a-z_]+\])", line)]
     return tomllib.loads("\n".join(lines))
 
 
@@ -212,8 +283,10 @@ def test_example_has_every_setting_with_its_default() -> None:
     written = uncommented()
     defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
     assert set(written) == set(defaults)
-    written["providers"] = {}
-    assert written == defaults
+    assert all(written[name] for name in WITHOUT_FLAG - TABLES - {"token"}), "a list is shown in full"
+    for name in TABLES:
+        written[name] = {}
+    assert written == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def test_example_as_it_is_changes_nothing(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import apsw
 import pytest
 
 from tests.conftest import Tell
-from tests.worker.writing import booking, claim, snapshot_write, write
+from tests.worker.writing import booking, claim, naming, row, snapshot_write, write
 from worker import store as store_module
 from worker.batch import Outcome, Write
+from worker.protocol import Booking, Shape, Why
 from worker.records import account_of
 from worker.store import APPLICATION_ID, CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected
 from worker.tables import DamagedRow
@@ -27,6 +28,7 @@ from worker.tables import DamagedRow
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 30
 PAGE_BYTES = 4_096
+SCHEMA = len(store_module._steps())
 NOW = 1_750_000_000_000
 
 
@@ -76,7 +78,7 @@ def store(path: Path) -> Iterator[Store]:
 def test_store_new_is_ours_and_empty(store: Store, path: Path) -> None:
     other = raw(path)
     assert pragma(other, "application_id") == APPLICATION_ID
-    assert pragma(other, "user_version") == store.schema == 2
+    assert pragma(other, "user_version") == store.schema == SCHEMA
     assert len(store.hash_key) == 64 and len(store.incarnation) == 32
     assert store.keys_before(2**62, 10).entries == []
 
@@ -134,7 +136,7 @@ def test_store_newer_schema_refused_untouched(path: Path) -> None:
     newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = images(path)
-    with pytest.raises(StoreRefused, match=r"newer perdure .schema 99, this one knows 2.*upgrade"):
+    with pytest.raises(StoreRefused, match=rf"newer perdure .schema 99, this one knows {SCHEMA}.*upgrade"):
         Store(path)
     assert images(path) == before
 
@@ -144,7 +146,7 @@ def test_store_newer_schema_only_in_the_log_refused_untouched(path: Path) -> Non
     Store(path).close()
     run_killed(f"import apsw; c = apsw.Connection({str(path)!r}); c.execute('PRAGMA user_version = 99')")
     assert Path(f"{path}-wal").stat().st_size > 0
-    assert path.read_bytes()[60:64] == (2).to_bytes(4, "big"), "the file's own header must still say 2"
+    assert path.read_bytes()[60:64] == SCHEMA.to_bytes(4, "big"), "the file's own header must not say it yet"
     before = images(path)
     with pytest.raises(StoreRefused, match="schema 99"):
         Store(path)
@@ -266,7 +268,7 @@ def test_store_beside_hot_journal_of_its_birth_opens(path: Path) -> None:
     """The file as it is after page 1 was written and before the journal was removed."""
     leave_birth_journal(path)
     store = Store(path)
-    assert store.schema == 2
+    assert store.schema == SCHEMA
     store.close()
     assert pragma(raw(path), "integrity_check") == "ok"
 
@@ -330,15 +332,50 @@ def test_commit_while_another_program_holds_the_lock_is_busy(store: Store, path:
     assert len(events(path)) == 1
 
 
-def test_ledger_row_with_flipped_bit_is_refused_for_writer_and_reader(store: Store, path: Path) -> None:
-    commit(store, write(booking()))
-    store._db.execute("UPDATE ledger SET cost_nanousd = cost_nanousd & ~64")
+@pytest.mark.parametrize(
+    "change",
+    ["cost_nanousd = cost_nanousd & ~64", "origin = 'operator'", "origin = ''", "confidence = 'certain'"],
+)
+def test_ledger_row_that_was_changed_is_refused_for_writer_and_reader(store: Store, path: Path, change: str) -> None:
+    why = Why(reason="continues", origin="content", confidence="proven")
+    commit(store, write(booking(why=why)))
+    assert [row.why for row in store._tables.rows_after("session-1", 0, 9)] == [why]
+    store._db.execute(f"UPDATE ledger SET {change}")
     with pytest.raises(StoreRefused, match=r"damaged.*ledger row"):
         commit(store, write(booking()))
     reader = Reader(path)
     with pytest.raises(DamagedRow):
         account_of(reader.execute, "session-1", 10)
     reader.close()
+
+
+@pytest.mark.parametrize("change", ["origin = 'x'", "confidence = 'x'", "confidence = 'proven'"])
+def test_ledger_row_without_a_why_is_refused_once_it_has_one(store: Store, change: str) -> None:
+    """Columns that came later count where something stands in them."""
+    commit(store, write(booking()))
+    store._db.execute(f"UPDATE ledger SET {change}")
+    with pytest.raises(DamagedRow):
+        store._tables.rows_after("session-1", 0, 9)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"system": 7}', "[" * 5_000, "\x00"])
+def test_session_whose_shape_is_damaged_is_read_without_it(store: Store, path: Path, text: str) -> None:
+    commit(store, write(booking()))
+    store._db.execute("UPDATE session_state SET shape = ?, confidence = 'sure'", (text,))
+    reader = Reader(path)
+    session = reader.tables.session("session-1")
+    assert session is not None and (session.shape, session.why) == (None, Why())
+    reader.close()
+
+
+def test_session_comes_back_with_all_that_is_known_of_it(store: Store) -> None:
+    shape = Shape(system="l1 l2", tools="t1", opening="o")
+    why = Why(reason="the client named it", origin="header x-session-id", confidence="certain")
+    named = naming("child", header_name="x-session-id", header_session_id="v", parent="mother", shape=shape, why=why)
+    commit(store, write(Booking(naming=named, row=row(1, "child"), epoch=0, seen=9)))
+    session = store._tables.session("child")
+    assert session is not None
+    assert (session.shape, session.why, session.parent_session_id) == (shape, why, "mother")
 
 
 def test_snapshot_comes_back_as_it_was_written(store: Store) -> None:

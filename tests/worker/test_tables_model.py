@@ -13,8 +13,22 @@ from tests.simulation.model import MemoryTables
 from worker import batch
 from worker.batch import Write
 from worker.ledger import Sums
-from worker.protocol import Booking, Claim, Key, KeyKind, Naming, Row, SnapshotWrite, Usage
+from worker.protocol import (
+    Booking,
+    Claim,
+    Hint,
+    HintKind,
+    Key,
+    KeyKind,
+    Naming,
+    Row,
+    Shape,
+    SnapshotWrite,
+    Usage,
+    Why,
+)
 from worker.store import Reader, Store
+from worker.stored import Lesson, Seen, Tables
 from worker.tables import ROW_COLUMNS, SESSION_COLUMNS, row_of, session_of
 
 BOOTS = ("d1", "d2")
@@ -36,6 +50,7 @@ def test_random_writes_leave_both_stores_equal(seed: int, tmp_path: Path) -> Non
 
             assert told == real.commit(writes, live=live, now=number), f"seed {seed}"
             assert content_of_memory(memory) == content_of_store(real), f"seed {seed}"
+            assert answers_of(memory) == answers_of_store(real), f"seed {seed}"
     finally:
         real.close()
 
@@ -105,17 +120,29 @@ class Draw:
 
     def _naming(self) -> Naming:
         rng = self.rng
-        kinds: tuple[KeyKind, ...] = ("answer", "request", "retry", "header")
+        kinds: tuple[KeyKind, ...] = ("answer", "request", "retry", "header", "history")
         return Naming(
-            session_id=rng.choice(_SESSIONS),
+            session_id=rng.choice(_SESSIONS if rng.random() < 0.9 else _RARE_SESSIONS),
             confirmed=rng.random() < 0.3,
             continues=rng.sample(_CHAIN, rng.randrange(4)),
             retry=rng.choice(("", *_CHAIN)),
             keys=[Key(kind=rng.choice(kinds), name="chain", value=rng.choice(_CHAIN)) for _ in range(rng.randrange(3))],
             chain_length=rng.randrange(5),
             header_name=rng.choice(("", "x-session-id")),
-            client="c",
+            client=rng.choice(("c", "e")),
+            account=rng.choice(("", "a")),
+            parent=rng.choice(("", "", *_SESSIONS)),
+            is_opening=rng.random() < 0.5,
+            shape=rng.choice(_SHAPES),
+            is_judged=rng.random() < 0.5,
+            hints=[self._hint() for _ in range(rng.randrange(3))],
+            why=Why(reason="drawn", origin=rng.choice(("", "content")), confidence=rng.choice(("", "certain"))),
         )
+
+    def _hint(self) -> Hint:
+        kinds: tuple[HintKind, ...] = ("session", "session", "header", "field")
+        kind = self.rng.choice(kinds)
+        return Hint(kind, f"x-{kind}", self.rng.choice(("v", "w", "x")))
 
 
 def content_of_memory(tables: MemoryTables) -> dict[str, Any]:
@@ -124,6 +151,9 @@ def content_of_memory(tables: MemoryTables) -> dict[str, Any]:
         "aliases": dict(tables.aliases),
         "rows": dict(tables.rows),
         "keys": dict(tables.keys),
+        "history": dict(tables.history),
+        "hints": dict(tables.hints),
+        "lessons": dict(tables.lessons),
         "session_sums": dict(tables.session_sums),
         "day_sums": dict(tables.day_sums),
     }
@@ -139,11 +169,19 @@ def content_of_store(store: Store) -> dict[str, Any]:
         sums = ", ".join(Sums._fields)
         days = reader.execute(f"SELECT day, kind, provider, model, client, account, {sums} FROM day_total")
         keys = reader.execute("SELECT kind, value, name, session_id, event_id, at FROM session_key")
+        history = reader.execute("SELECT value, session_id, event_id FROM session_history")
+        hints = reader.execute("SELECT session_id, name, value, turns FROM session_hint")
+        lessons = reader.execute("SELECT client, name, conversations, contradicted FROM learned_header")
         return {
             "sessions": {session.session_id: session for session in sessions},
             "aliases": dict(reader.execute("SELECT alias, session_id FROM session_alias")),
             "rows": {row.event_id: row for row in rows},
             "keys": {tuple(values[:4]): tuple(values[4:]) for values in keys},
+            "history": {(value, session_id): event_id for value, session_id, event_id in history},
+            "hints": {(session_id, name): Seen(*seen) for session_id, name, *seen in hints},
+            "lessons": {
+                (client, name): Lesson(learned, bool(contradicted)) for client, name, learned, contradicted in lessons
+            },
             "session_sums": {
                 name: Sums(*values) for name, *values in reader.execute(f"SELECT session_id, {sums} FROM session_total")
             },
@@ -153,5 +191,53 @@ def content_of_store(store: Store) -> dict[str, Any]:
         reader.close()
 
 
+def answers_of(tables: Tables) -> dict[str, Any]:
+    """To the questions that `batch`, `hints` and `amend` ask, the order of the answers included."""
+    hinted = [(f"x-{kind}", value) for kind in ("session", "header", "field") for value in ("v", "w", "x")]
+    values = (*_CHAIN, *(f"aside {value}" for value in _CHAIN))
+    return {
+        "histories": [tables.histories(value) for value in values],
+        "holders": [tables.holders(["answer", "request"], value) for value in _CHAIN],
+        "hint": [tables.hint(session_id, "x-session") for session_id in _SESSIONS],
+        "hinted": [tables.hinted(name, value, 2) for name, value in hinted],
+        "lesson": [tables.lesson(client, name) for client in ("c", "e", "f") for name, _ in hinted],
+        "rows_after": [tables.rows_after(session_id, 1, 3) for session_id in _SESSIONS],
+        "keys_of": [sorted(tables.keys_of(session_id)) for session_id in _SESSIONS],
+        "children_of": [tables.children_of(session_id) for session_id in _SESSIONS],
+        "forks_of": [tables.forks_of(session_id) for session_id in _SESSIONS],
+    }
+
+
+def answers_of_store(store: Store) -> dict[str, Any]:
+    reader = Reader(store.path)
+    try:
+        return answers_of(reader.tables)
+    finally:
+        reader.close()
+
+
 _SESSIONS = tuple(f"session-{number}" for number in range(7))
+_RARE_SESSIONS = tuple(f"session-{number}" for number in range(7, 40))
+"""Begun late enough to be a fork of another."""
 _CHAIN = tuple(f"link-{number}" for number in range(6))
+_SHAPES = (
+    None,
+    Shape(system="l1 l2", tools="t1 t2", opening="fix it"),
+    Shape(system="n1", tools="", opening="fix it"),
+    Shape(system="h1", tools="u1", opening="find it"),
+)
+
+
+def test_random_writes_meet_what_the_tables_are_for() -> None:
+    """Or the two stores would be equal because nothing ever stands in them."""
+    draw, memory = Draw(0), MemoryTables()
+    for _ in range(10 * BATCHES):
+        batch.apply(memory, draw.batch(), live=frozenset(), now=1)
+        memory.commit()
+
+    assert memory.history and memory.hints and any(lesson.contradicted for lesson in memory.lessons.values())
+    assert any(value.startswith("aside ") for value, _ in memory.history)
+    sessions = memory.sessions.values()
+    assert any(session.forked_from for session in sessions) and any(session.parent_session_id for session in sessions)
+    assert any(session.shape for session in sessions)
+    assert any(row.why.confidence for row in memory.rows.values())

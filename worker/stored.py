@@ -1,0 +1,171 @@
+"""What the store holds, as values, and the questions that are asked of it.
+
+One rule: nothing here decides anything.  `Tables` is kept by SQLite in the worker, by dictionaries in the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from msgspec import Struct
+
+from worker.ledger import DayKey, Sums
+from worker.protocol import Key, KeyKind, Row, Shape, Snapshot, Why
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """A session as the store knows it: identity, ownership, and the last snapshot of its state."""
+
+    session_id: str
+    parent_session_id: str | None = None
+    forked_from: str | None = None
+    client: str = ""
+    account: str = ""
+    model: str = ""
+    message_count: int = 0
+    first_seen_at: int
+    last_seen_at: int
+    chain_length: int = 0
+    epoch: int = 0
+    owner: str = ""
+    last_position: int = 0
+    why: Why = Why()
+    shape: Shape | None = None
+    """What its last turn was set up with."""
+    fingerprint: str | None = None
+    header_session_id: str | None = None
+    header_name: str | None = None
+    snapshot: Snapshot | None = None
+
+
+class Holder(Struct, frozen=True):
+    """A session that holds a chain value, and the request that gave it."""
+
+    session_id: str
+    event_id: str
+    at: int
+
+
+class Seen(NamedTuple):
+    """A hint's last value in a session, and for how many turns in a row it was that."""
+
+    value: str
+    turns: int
+
+
+class Lesson(NamedTuple):
+    """What was learned of a client's header."""
+
+    conversations: int = 0
+    """In which it stayed the same for long enough."""
+    contradicted: bool = False
+    """It changed within a conversation, or was the same in two."""
+
+
+class KeptKey(NamedTuple):
+    """An identity key as it stands in the store, and the request that gave it."""
+
+    kind: KeyKind
+    name: str
+    value: str
+    event_id: str
+    at: int
+
+
+class Link(NamedTuple):
+    """A chain value that ended in an answer of a session, and the request that was answered."""
+
+    value: str
+    event_id: str
+
+
+class Placed(NamedTuple):
+    """Where a row stood, and why."""
+
+    position: int
+    why: Why
+
+
+class Image(Struct, frozen=True, kw_only=True):
+    """A session and all that belongs to it."""
+
+    session: Session
+    rows: dict[str, Placed]
+    """By event id."""
+    keys: list[KeptKey]
+    history: list[Link]
+    hints: dict[str, Seen]
+    aliases: list[str]
+    children: list[str]
+    """The sessions it started, and…"""
+    forks: list[str]
+    """…those that went on from its history."""
+
+
+class Amendment(Struct, frozen=True, kw_only=True):
+    """One correction by an operator: what was done, and what is needed to undo it."""
+
+    number: int
+    request: str
+    """Drawn by whoever sent it."""
+    at: int
+    verb: Literal["merge", "split", "undo"]
+    session_id: str
+    """Of an undo, both ids are those of what it took back."""
+    other_id: str
+    """The session that rows went to."""
+    moved: int
+    stayed: int = 0
+    undone_by: int | None = None
+    before: list[Image] = []
+    """The sessions as they were; empty once it is undone."""
+
+
+class Tables(Protocol):
+    """The store, inside one transaction."""
+
+    def session(self, session_id: str) -> Session | None: ...
+    def put_session(self, session: Session) -> None: ...
+    def put_snapshot(self, session_id: str, snapshot: Snapshot) -> None: ...
+    def alias(self, session_id: str) -> str | None: ...
+    def put_alias(self, alias: str, session_id: str) -> None: ...
+    def row(self, event_id: str) -> Row | None: ...
+    def put_row(self, row: Row) -> None: ...
+    def rows_after(self, session_id: str, position: int, limit: int) -> list[Row]: ...
+    def holders(self, kinds: Sequence[KeyKind], value: str) -> list[Holder]: ...
+    def requests(self, session_id: str) -> list[tuple[str, Holder]]:
+        """The session's `request` keys, by value: of turns whose answer is not known."""
+        ...
+
+    def put_key(self, key: Key, session_id: str, event_id: str, at: int) -> None: ...
+    def drop_keys(self, session_id: str, kinds: Sequence[KeyKind]) -> None: ...
+    def histories(self, value: str) -> list[str]: ...
+    def put_history(self, value: str, session_id: str, event_id: str) -> None: ...
+    def hint(self, session_id: str, name: str) -> Seen | None: ...
+    def put_hint(self, session_id: str, name: str, seen: Seen) -> None: ...
+    def hinted(self, name: str, value: str, limit: int) -> list[str]: ...
+    def lesson(self, client: str, name: str) -> Lesson: ...
+    def put_lesson(self, client: str, name: str, lesson: Lesson) -> None: ...
+    def add_to_session(self, session_id: str, sums: Sums) -> None: ...
+    def add_to_day(self, day: DayKey, sums: Sums) -> None: ...
+
+    # What only corrections need.
+    def drop_session(self, session_id: str) -> None: ...
+    def drop_snapshot(self, session_id: str) -> None: ...
+    def rows_of(self, session_id: str) -> list[Row]: ...
+    def keys_of(self, session_id: str) -> list[KeptKey]: ...
+    def drop_key(self, key: KeptKey, session_id: str) -> None: ...
+    def history_of(self, session_id: str) -> list[Link]: ...
+    def drop_history(self, value: str, session_id: str) -> None: ...
+    def hints_of(self, session_id: str) -> dict[str, Seen]: ...
+    def drop_hint(self, session_id: str, name: str) -> None: ...
+    def aliases_of(self, session_id: str) -> list[str]: ...
+    def drop_alias(self, alias: str) -> None: ...
+    def children_of(self, session_id: str) -> list[str]: ...
+    def forks_of(self, session_id: str) -> list[str]: ...
+    def amendment(self, number: int) -> Amendment | None: ...
+    def amendment_asked(self, request: str) -> Amendment | None: ...
+    def newest_amendment(self) -> int: ...
+    def standing_after(self, number: int, session_ids: Sequence[str]) -> int: ...
+    def put_amendment(self, amendment: Amendment) -> None: ...
