@@ -108,6 +108,7 @@ class Held:
             self.shape,
             naming.shape,
             is_opening=naming.is_opening,
+            is_spoken=naming.is_spoken,
             continues=any(link in naming.continues for link in self.links),
             continues_aside=any(link in naming.continues for link in self.asides),
         )

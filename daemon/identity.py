@@ -88,6 +88,8 @@ class Known(Struct, frozen=True, kw_only=True):
     shape: Shape | None = None
     aside: str = ""
     """Why the request by itself is no turn of its session; '' where it may be one."""
+    is_spoken: bool = True
+    """The newest message is the user's own."""
     hints: tuple[Hint, ...] = ()
 
     @property
@@ -109,14 +111,13 @@ def known_from(headers: Headers, turn: Turn, body: bytes, keys: HashKeys, rules:
         parent_session_id=_parent(named, minted, rules) if minted else "",
         units=tuple(units_of(turn)),
         keeps_responses=turn.protocol == "responses",
+        is_spoken=turn.user_turn,
     )
     if turn.state_id or not turn.has_state:  # Of a conversation that the provider keeps, what is new proves nothing.
         early_account = account_of(named, turn, keys.early, rules.account_headers)
         known = with_chains(known, body, keys, early_account=early_account, response_id=turn.state_id)
     if known.minted is None:
-        hash_key = keys.store
-        hints = hints_of(headers, turn, hash_key, account=account, client=known.client) if hash_key else []
-        return replace(known, hints=tuple(hints))
+        return replace(known, hints=_hints(known, headers, turn, keys))
     if known.agent or known.parent_session_id:
         return known  # It said what it is.
     setup = setup_of(turn)
@@ -178,6 +179,7 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
         account=known.account,
         parent=known.parent_session_id,
         is_opening=known.is_opening,
+        is_spoken=known.is_spoken,
         hints=list(known.hints),
     )
     if known.minted is not None:
@@ -217,7 +219,7 @@ def answered(naming: Naming, known: Known, answer: Answer) -> Naming:
     return replace(
         naming,
         keys=[*(key for key in naming.keys if key.kind in kept), *(_chain_key(kind, link) for link in links)],
-        chain_length=length,
+        chain_length=0 if naming.is_named else length,
     )
 
 
@@ -271,6 +273,15 @@ def _parent(named: Mapping[str, str], minted: Minted, rules: Rules) -> str:
     return derived_id(THREADED_HEADER if parent == threaded else name, parent)
 
 
+def _hints(known: Known, headers: Headers, turn: Turn, keys: HashKeys) -> tuple[Hint, ...]:
+    if keys.store is None:
+        return ()
+    hints = hints_of(headers, turn, keys.store, account=known.account, client=known.client)
+    is_aside = hints and aside_by_itself(setup_of(turn), turn.output_limit, is_opening=known.is_opening)
+    # A title asked for under the id of a conversation would tell against that id, as another conversation under it.
+    return () if is_aside else tuple(hints)
+
+
 def _named(common: Naming, known: Known, minted: Minted) -> Naming:
     name, value = minted
     place = "body field" if known.minted_in_body else "header"
@@ -289,6 +300,7 @@ def _named(common: Naming, known: Known, minted: Minted) -> Naming:
         common,
         session_id=session_id,
         continues=common.continues[:NAMED_CONTINUES_MAX],
+        chain_length=0,
         parent=parent,
         keys=[key],
         header_name=name,

@@ -107,22 +107,26 @@ class Sessions:
         if aside:
             return _beside(held, naming, "side", aside)
         why = naming.why if held.session_id == naming.session_id else _CONTINUES
+        is_claimed = asked = False
         for _ in range(CLAIMS_MAX):
             if held.phase is Phase.OWNED:
                 break
-            asked = held.phase is Phase.LOST and self._claim(held, _with_history(_under(held, naming), naming))
+            sequence = self._claim(held, _with_history(_under(held, naming), naming)) if held.phase is Phase.LOST else 0
+            asked = bool(sequence)
             held, is_claimed = await self._claim_answered(held)
-            if asked and asked in held.besides:
-                return _beside(held, naming, *held.besides.pop(asked))
+            if sequence in held.besides:
+                return _beside(held, naming, *held.besides.pop(sequence))
             if is_claimed and not asked and held.phase is Phase.LOST:
                 continue  # It waited for the claim of a request that was no turn: it has to ask for itself.
             why = (held.claim_why if is_claimed and held.claim_why.reason else None) or why
             if not is_claimed and not held.naming.confirmed:
                 held, why = self._best_known(held, naming, why)
             break
-        role, beside = held.role_of(naming)
-        if role != "turn":
-            return _beside(held, naming, role, beside)
+        # The worker has judged what it was asked about, and knows the whole history; else what is known here decides.
+        if not (asked and is_claimed):
+            role, beside = held.role_of(naming)
+            if role != "turn":
+                return _beside(held, naming, role, beside)
         held.links.extend(reversed(naming.continues[: LINKS_MAX // 2]))
         under = _under(held, naming)
         if held.phase is Phase.OWNED:
@@ -442,6 +446,7 @@ class Sessions:
     def _forget_all(self) -> None:
         """Another store: nothing it did not tell us is true of it.  What is unacknowledged is in the outbox."""
         self._index.clear()
+        self._aliases.clear()
         for held in self._held.values():
             held.base, held.placed, held.rebuilding, held.restored = None, {}, None, None
             held.generation = held.acked_generation = held.snapshot_in_flight = held.epoch = held.placed_epoch = 0

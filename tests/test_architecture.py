@@ -34,6 +34,7 @@ EDGES = {
 }
 PURE = [
     "worker/protocol.py",
+    "worker/amend.py",
     "worker/batch.py",
     "worker/hints.py",
     "worker/roles.py",

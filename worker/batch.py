@@ -140,6 +140,7 @@ def book(
         _learn_keys(tables, session, body.naming, row)
         if row.kind == "turn" and before is None:
             hints.learn(tables, session, body.naming)
+            _note_passed(tables, session, body.naming, row)
         parted = _part(tables, body.naming)
         session = tables.session(session.session_id) or session
     elif before is not None:
@@ -241,6 +242,8 @@ def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]
     found, why = _proven(tables, naming, at=at, live=live)
     if len(found) > 1:
         found = hints.chosen(tables, found, naming.hints)
+    if not found:
+        found, why = _told_late(tables, naming)
     found = {each for each in found if not hints.denied(tables, each, naming)}
     if len(found) == 1:
         return tables.session(found.pop()), why
@@ -278,6 +281,31 @@ def _proven(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
 
 
+def _told_late(tables: Tables, naming: Naming) -> tuple[set[str], Why]:
+    """The sessions of which a later turn was told first, by another daemon: it went through this very request.
+
+    An opening is not looked for: the same first words are anybody's.
+    """
+    own = [key.value for key in naming.keys if key.kind == "request" and not naming.is_opening]
+    found = {session_id for value in own for session_id in tables.histories(_PASSED + value)}
+    reason = "a later turn of this session goes on from it, and was stored before"
+    return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
+
+
+def _note_passed(tables: Tables, session: Session, naming: Naming, row: Row) -> None:
+    """Note what lies between the session's last known answer and this turn: while the worker was away other daemons may
+    have answered there, and will tell."""
+    passed: list[str] = []
+    for value in naming.continues:
+        if session.session_id in tables.histories(value):
+            break
+        passed.append(value)
+    else:
+        return  # Nothing of it is known: a conversation that began elsewhere, however long ago.
+    for value in passed:
+        tables.put_history(_PASSED + value, session.session_id, row.event_id)
+
+
 def _forked_from(tables: Tables, naming: Naming) -> str | None:
     """The session whose history, up to some answer, is the beginning of this new one's; only if one alone has it."""
     for value in naming.continues:
@@ -300,6 +328,7 @@ def _role(tables: Tables, session: Session, naming: Naming) -> tuple[Role, str]:
         session.shape,
         naming.shape,
         is_opening=naming.is_opening,
+        is_spoken=naming.is_spoken,
         continues=any(session.session_id in tables.histories(value) for value in naming.continues),
         continues_aside=any(session.session_id in tables.histories(_ASIDE + value) for value in naming.continues),
     )
@@ -416,6 +445,8 @@ def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
 
 _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
+_PASSED: Final = "passed "
+"""Before what is kept of turns that a later one went through, and that were not told yet."""
 _ASIDE: Final = "aside "
 """Before what is kept of the answers to calls beside a conversation: a sub-agent's goes on from them, no turn does."""
 

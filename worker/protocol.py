@@ -199,7 +199,7 @@ class Naming(Struct, frozen=True, kw_only=True):
     keys: Annotated[list[Key], Meta(max_length=16)] = []
     """To be recorded with the session.  Chain keys replace the session's older ones."""
     chain_length: Count = 0
-    """Messages under the chain keys; a shorter chain never replaces a longer one's keys.  0: not known."""
+    """Messages under the chain keys; a shorter chain never replaces a longer one's keys.  0: not known, or no matter."""
     header_name: Text = ""
     header_session_id: Text = ""
     client: Text = ""
@@ -208,6 +208,8 @@ class Naming(Struct, frozen=True, kw_only=True):
     """The session that started this one as its sub-agent."""
     is_opening: bool = False
     """No answer is in the request."""
+    is_spoken: bool = True
+    """The newest message is the user's own, not a tool's result."""
     shape: Shape | None = None
     """Where the request might be beside the named session's conversation."""
     is_judged: bool = False

@@ -24,12 +24,13 @@ of its tools, a sub-agent's prompt shares little more than its first line with t
 
 
 def role_of(
-    session: Shape, request: Shape, *, is_opening: bool, continues: bool, continues_aside: bool
+    session: Shape, request: Shape, *, is_opening: bool, is_spoken: bool, continues: bool, continues_aside: bool
 ) -> tuple[Role, str]:
     """What the request is, and why, in words.
 
-    `session`: what the session's last turn was set up with, None before the first; `is_opening`: no answer is in the
-    request; `continues`, `continues_aside`: its history is that of the session, or of a call beside it.
+    `session`: what the session's last turn was set up with; `is_opening`: no answer is in the request; `is_spoken`: the
+    newest message is the user's own; `continues`, `continues_aside`: its history is that of the session, or holds the
+    answer to a call beside it.
     """
     prompt_is_alike = alike(session.system, request.system)
     tools_are_alike = alike(session.tools, request.tools)
@@ -37,6 +38,8 @@ def role_of(
         return "turn", ""
     if continues_aside and not continues and request.opening != session.opening:
         return "child", "it goes on from a call beside the conversation"
+    if continues and continues_aside and is_spoken:
+        return "turn", ""  # The user goes on where another agent answered: the conversation is that one's now.
     if session.tools and not request.tools:
         # A turn may be asked for without tools (an agent's last word), but then it goes on with prompt and history.
         return (

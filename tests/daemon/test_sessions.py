@@ -646,6 +646,17 @@ def test_claim_never_answered_leaves_the_judgement_to_the_worker(bench: Bench) -
     assert (place.naming.is_judged, place.naming.confirmed, place.naming.continues) == (False, True, ["a1"])
 
 
+def test_booking_answered_with_a_shape_corrects_what_was_taken_for_the_sessions(bench: Bench) -> None:
+    held = bench.hold(of_client()).held
+    bench.sessions.begun(held, of_client(HELPER), row(1))
+    first, second = bench.settle(held, row(1)), bench.settle(held, row(2))
+
+    bench.answer(first, session_id="s", role="side", position=1, shape=AGENT)
+    bench.answer(second, session_id="s", position=2)
+
+    assert held.shape == AGENT
+
+
 def test_turn_of_an_owned_session_is_judged_and_offers_no_more_of_its_history(bench: Bench) -> None:
     bench.owned(of_client(), shape=AGENT)
 

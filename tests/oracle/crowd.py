@@ -139,9 +139,9 @@ class Crowd:
             self._tell(waiting, self._answered(waiting.exchange))
             # A write takes milliseconds, a client's next request seconds.
             self.desk.pump()
+            self.truth.resolve()
         if self.rng.random() < 0.02:
             self.rng.choice(self.desk.daemons).sessions.flush()
-        self.truth.resolve()
 
     def _answered(self, exchange: Exchange) -> Said:
         """What the provider says, and how much of it the client gets."""

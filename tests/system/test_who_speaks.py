@@ -161,6 +161,19 @@ def _kinds_under(gateway: Gateway, value: str) -> list[str]:
     return kinds_of(gateway, derived_id(SESSION, value))
 
 
+def test_conversation_handed_to_another_agent_goes_on_as_that_agents(gateway: Gateway) -> None:
+    other = {"system": "You plan.\nYou never write code.", "tools": tools("Ask", "Plan", "Look")}
+    with (
+        AnthropicTalk(gateway.url, "handed-on", extra=WORK) as first,
+        AnthropicTalk(gateway.url_of("daemon-2"), "handed-on", extra=other) as second,
+    ):
+        first.say("one")
+        second.history = first.history
+        said = [second.say(text) for text in ("two", "three", "four")]
+    assert kinds_of(gateway, said[0].session) == ["side", "turn", "turn", "turn"]
+    assert gateway.session(said[0].session)["message_count"] == 7
+
+
 def test_side_call_on_another_daemon_leaves_the_owner_alone(gateway: Gateway) -> None:
     with AnthropicTalk(gateway.url, "owned", extra=WORK) as work:
         work.say("begin")

@@ -614,6 +614,14 @@ def test_book_of_what_its_daemon_could_not_judge_is_judged_on_its_entry(
     assert tables.histories("a1") == [], "no turn goes on from it"
 
 
+def test_book_of_what_its_daemon_could_not_judge_tells_it_what_the_session_is_set_up_with(
+    tables: MemoryTables,
+) -> None:
+    assert begin(tables, 1, of_client(is_judged=False)).shape == AGENT
+    assert begin(tables, 2, of_client(shape=TITLE, is_judged=False)).shape == AGENT
+    assert begin(tables, 3, of_client()).shape is None, "it knew"
+
+
 def test_book_of_what_its_daemon_judged_to_be_a_turn_is_one(tables: MemoryTables) -> None:
     begin(tables, 1, of_client())
 

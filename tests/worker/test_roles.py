@@ -42,6 +42,7 @@ class Story(NamedTuple):
     is_opening: bool = False
     continues: bool = False
     continues_aside: bool = False
+    is_spoken: bool = True
 
 
 STORIES = {
@@ -62,6 +63,15 @@ STORIES = {
     "extraction going on from a side call": Story(shape(OTHER_PROMPT, NONE), "side", continues_aside=True),
     "turn after what a side call answered too": Story(
         shape(OTHER_PROMPT, TOOLS, "find it"), "turn", continues=True, continues_aside=True
+    ),
+    "user goes on with another agent": Story(
+        shape(OTHER_PROMPT, OTHER_TOOLS), "turn", continues=True, continues_aside=True
+    ),
+    "user goes on in a mode without tools": Story(
+        shape(OTHER_PROMPT, NONE), "turn", continues=True, continues_aside=True
+    ),
+    "extraction over the history uses its tools": Story(
+        shape(OTHER_PROMPT, OTHER_TOOLS), "side", continues=True, continues_aside=True, is_spoken=False
     ),
     "tools connect late": Story(AGENT, "turn", shape(tools=FIRST_TOOLS), continues=True),
     "tools connect after the first turn": Story(AGENT, "turn", CHAT, continues=True),
@@ -86,6 +96,7 @@ def test_role_of_a_request_is_what_the_client_meant(story: Story) -> None:
         story.session,
         story.request,
         is_opening=story.is_opening,
+        is_spoken=story.is_spoken,
         continues=story.continues,
         continues_aside=story.continues_aside,
     )
