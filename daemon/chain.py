@@ -90,6 +90,11 @@ def response_root(hash_key: bytes, account: str, response_id: str) -> str:
     return digest(hash_key, "response", account, response_id)
 
 
+def said_value(hash_key: bytes, account: str, answer: Unit) -> str:
+    """An answer by itself, whatever it answered."""
+    return f"said {digest(hash_key, 'said', account, answer.text)}"
+
+
 def continued_values(chain: Chain | None, early: Chain | None) -> list[str]:
     """The values by which a session may be recognised that a request goes on from, the best first."""
     chains = [each for each in (chain, early) if each]

@@ -36,11 +36,12 @@ from daemon.chain import (
     continued_values,
     response_root,
     retry_link,
+    said_value,
 )
 from daemon.hints import hints_of
-from daemon.providers import Answer, BodyFields, Turn, Unit, setup_of, units_of
+from daemon.providers import ASSISTANT, Answer, BodyFields, Turn, Unit, setup_of, units_of
 from daemon.shape import aside_by_itself, shape_of
-from worker.protocol import Hint, Key, KeyKind, Naming, Shape, Why
+from worker.protocol import SAID_MAX, Hint, Key, KeyKind, Naming, Shape, Why
 
 Headers = Sequence[tuple[str, str]]
 Minted = tuple[str, str]
@@ -181,6 +182,7 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
         is_opening=known.is_opening,
         is_spoken=known.is_spoken,
         hints=list(known.hints),
+        said=_said(known),
     )
     if known.minted is not None:
         return _named(common, known, known.minted)
@@ -199,16 +201,9 @@ def naming_of(known: Known, drawn_id: str) -> Naming:
 
 def answered(naming: Naming, known: Known, answer: Answer) -> Naming:
     """The naming of the turn's end: once the answer is known, it is what a later request must continue."""
-    links: list[str] = []
-    length = naming.chain_length
     chain = known.chain
-    if chain is not None and not chain.is_kept_by_provider:
-        for form in answer.forms:
-            link, length = chain.answered(form)
-            links.append(link)
-    if chain is not None and known.keeps_responses and answer.response_id:
-        links.append(response_root(chain.hash_key, known.account, answer.response_id))
-    if not links:
+    links, length = _answer_links(known, chain, answer) if chain is not None else ([], 0)
+    if chain is None or not links:
         return naming
     kind: KeyKind = "history" if naming.is_named else "answer"
     # A client that was cut off before it read this answer sends the request again.  An opening is not kept for that:
@@ -216,9 +211,12 @@ def answered(naming: Naming, known: Known, answer: Answer) -> Naming:
     kept = ("header", "body") if known.is_opening else ("header", "body", "retry")
     if answer.unit is None:
         kept = (*kept, "request")  # A client that sends all of it back goes on from what no link covers.
+    said: list[Key] = []
+    if answer.unit is not None and _may_be_learned(known):
+        said.append(_chain_key("history", said_value(chain.hash_key, known.account, answer.unit)))
     return replace(
         naming,
-        keys=[*(key for key in naming.keys if key.kind in kept), *(_chain_key(kind, link) for link in links)],
+        keys=[*(key for key in naming.keys if key.kind in kept), *(_chain_key(kind, link) for link in links), *said],
         chain_length=0 if naming.is_named else length,
     )
 
@@ -273,6 +271,18 @@ def _parent(named: Mapping[str, str], minted: Minted, rules: Rules) -> str:
     return derived_id(THREADED_HEADER if parent == threaded else name, parent)
 
 
+def _may_be_learned(known: Known) -> bool:
+    return any(hint.kind == "session" for hint in known.hints)
+
+
+def _said(known: Known) -> list[str]:
+    """The newest answers, where a hint may ask for them."""
+    if known.chain is None or not _may_be_learned(known):
+        return []
+    answers = [unit for unit in known.units if unit.role == ASSISTANT][-SAID_MAX:]
+    return [said_value(known.chain.hash_key, known.account, unit) for unit in answers]
+
+
 def _hints(known: Known, headers: Headers, turn: Turn, keys: HashKeys) -> tuple[Hint, ...]:
     if keys.store is None:
         return ()
@@ -323,6 +333,19 @@ def _opening(turn: Turn) -> str:
             return units[0].text
         context = context or "".join(unit.text for unit in units)
     return context
+
+
+def _answer_links(known: Known, chain: Chain, answer: Answer) -> tuple[list[str], int]:
+    """The links that cover the answer, in all forms it may come back in, and how many messages they cover."""
+    links: list[str] = []
+    length = chain.length
+    if not chain.is_kept_by_provider:
+        for form in answer.forms:
+            link, length = chain.answered(form)
+            links.append(link)
+    if known.keeps_responses and answer.response_id:
+        links.append(response_root(chain.hash_key, known.account, answer.response_id))
+    return links, length
 
 
 def _unanswered_keys(chain: Chain, retry: str) -> list[Key]:

@@ -482,7 +482,7 @@ def _with_history(under: Naming, naming: Naming) -> Naming:
 
 def _bare(naming: Naming, session_id: str) -> Naming:
     """What a held session has to remember of the request that named it."""
-    return replace(_confirmed(naming, session_id), keys=[], hints=[], shape=None)
+    return replace(_confirmed(naming, session_id), keys=[], hints=[], said=[], shape=None)
 
 
 def _beside(held: Held, naming: Naming, role: Role, reason: str) -> Place:

@@ -249,7 +249,7 @@ def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]
         return tables.session(found.pop()), why
     named, header = hints.named_alone(tables, naming)
     if named:
-        reason = f"the header {header}, learned to name this client's sessions, has the value of this session"
+        reason = f"it holds an answer of this session, and its value of {header}, a header learned to name sessions"
         origin = f"learned header {header}"
         why = Why(reason=reason[:WHY_CHARACTERS_MAX], origin=origin[:WHY_CHARACTERS_MAX], confidence="likely")
         return tables.session(named), why

@@ -9,10 +9,10 @@ header that stayed the same for `LEARNED_TURNS` turns has identified one convers
 that changed within a conversation is an id of something smaller, a value seen in two is an id of something larger, a
 user or a process, and would make strangers one session.
 
-An id of a process looks like one of a conversation until one process has two.  So a learned header is soon taken to
-name a request with a history, whose beginning was cut off or rewritten.  Only after `BELIEVED_CONVERSATIONS` without
-such a case is it believed like an id known from the start: also for a request that opens a conversation, and against
-the content, where a conversation goes on under another id as its fork.  Its name must speak of a session for all this.
+An id of a process looks like one of a conversation until one process has two.  So a learned header names only a request
+that also holds an answer of the session, as one does whose beginning was cut off or rewritten; never one that opens a
+conversation.  After `BELIEVED_CONVERSATIONS` without a contradiction it is believed against the content too, where a
+conversation goes on under another id as its fork.  Its name must speak of a session for all this.
 """
 
 from __future__ import annotations
@@ -51,10 +51,8 @@ def named_alone(tables: Tables, naming: Naming) -> tuple[str, str]:
     """The session that a learned header names, and the header; two empty texts where none does."""
     for hint in naming.hints:
         lesson = tables.lesson(naming.client, hint.name) if hint.kind == "session" else Lesson()
-        if not (_is_believed(lesson) if naming.is_opening else _is_learned(lesson)):
-            continue
-        holders = tables.hinted(hint.name, hint.value, HOLDERS_MAX)
-        if len(holders) == 1:
+        holders = tables.hinted(hint.name, hint.value, HOLDERS_MAX) if _is_learned(lesson) else []
+        if len(holders) == 1 and any(holders[0] in tables.histories(value) for value in naming.said):
             return holders[0], hint.name
     return "", ""
 

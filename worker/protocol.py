@@ -38,6 +38,8 @@ messages; a client that was away from the gateway for more than this many is tak
 
 SKETCH_HASHES_MAX: Final = 32
 """Hashes in a sketch: with so many an estimated half is between 0.3 and 0.7 of the truth, nineteen times of twenty."""
+SAID_MAX: Final = 4
+"""Answers offered for recognition beside a hint: what edits a history keeps its end."""
 HINTS_MAX: Final = 8
 """Hints of one request; real ones carry two or three."""
 
@@ -199,7 +201,7 @@ class Naming(Struct, frozen=True, kw_only=True):
     keys: Annotated[list[Key], Meta(max_length=16)] = []
     """To be recorded with the session.  Chain keys replace the session's older ones."""
     chain_length: Count = 0
-    """Messages under the chain keys; a shorter chain never replaces a longer one's keys.  0: not known, or no matter."""
+    """Messages under the chain keys; a shorter chain never replaces a longer one's keys.  0: no matter."""
     header_name: Text = ""
     header_session_id: Text = ""
     client: Text = ""
@@ -215,6 +217,8 @@ class Naming(Struct, frozen=True, kw_only=True):
     is_judged: bool = False
     """Whether it is was decided with the store's knowledge; else the store decides when it enters the row."""
     hints: Annotated[list[Hint], Meta(max_length=HINTS_MAX)] = []
+    said: Annotated[list[Text], Meta(max_length=SAID_MAX)] = []
+    """The newest answers in the request, each by itself: a learned header names only a session that gave one."""
     why: Why = Why()
     """Why the daemon proposes this session."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from daemon.providers import chat, messages, responses
-from daemon.providers.base import Answer, AnswerReader, Turn, Unit, WireFormat
+from daemon.providers.base import ASSISTANT, Answer, AnswerReader, Turn, Unit, WireFormat
 from daemon.providers.body import BodyFields, CommonBody, Named, fields_for
 from daemon.providers.errors import error_body
 from daemon.providers.fields import Object, whole_characters
@@ -22,6 +22,7 @@ from daemon.providers.reader import DocumentReader, EventReader, Stream
 from daemon.providers.setup import Setup, setup_from
 
 __all__ = [
+    "ASSISTANT",
     "Answer",
     "AnswerReader",
     "BodyFields",

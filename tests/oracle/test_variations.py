@@ -567,15 +567,29 @@ def agents_with(stage: Stage, header: str, values: list[str]) -> list[Plain]:
     return [stage.plain("chat", headers(value)) for value in values]
 
 
-def test_header_that_was_learned_names_a_conversation_whose_history_was_rewritten(stage: Stage) -> None:
-    threads = agents_with(stage, "x-unknown-session-id", [stage.life.words.uuid() for _ in range(12)])
+def test_header_that_was_learned_names_a_conversation_whose_beginning_was_cut(stage: Stage) -> None:
+    threads = agents_with(stage, "x-unknown-session-id", [stage.life.words.uuid() for _ in range(4)])
     for thread in threads:
         for _ in range(4):
             stage.turn(thread)
     for thread in threads:
-        thread.dialogue.begin_anew("What was done so far: everything.")
+        del thread.dialogue.entries[:4]
         stage.turn(thread)
         stage.session(thread)
+
+
+def test_header_of_a_process_is_not_believed_after_many_with_one_conversation_each(stage: Stage) -> None:
+    """The first process with two conversations looks like the others until then."""
+    values = [stage.life.words.uuid() for _ in range(12)]
+    for thread in agents_with(stage, "x-unknown-session", values):
+        for _ in range(4):
+            stage.turn(thread)
+    two = agents_with(stage, "x-unknown-session", [stage.life.words.uuid()] * 2)
+    for thread in two:
+        for _ in range(4):
+            stage.turn(thread)
+
+    assert stage.ids(two[0]).isdisjoint(stage.ids(two[1]))
 
 
 @pytest.mark.parametrize("header", ["x-unknown-session-id", "x-unknown-machine"])

@@ -52,8 +52,10 @@ class Client:
         return self._do(Booking(naming=named, row=row, epoch=0, seen=0))
 
     def claim(self, *hints: Hint, is_opening: bool = False, continues: list[str] | None = None) -> Reply:
-        """Which session a request is given that proposes one of its own, `drawn`."""
-        named = self.naming("drawn", list(hints), is_opening=is_opening, continues=continues or [])
+        """Which session a request is given that proposes one of its own, `drawn`.  If it is no opening, it holds an
+        answer of each of the first sessions."""
+        said = [] if is_opening else [answer(session_id, 1) for session_id in ("s0", "s1", "s1a")]
+        named = self.naming("drawn", list(hints), is_opening=is_opening, continues=continues or [], said=said)
         reply = self._do(Claim(naming=named))
         self.tables.rollback()
         return reply
@@ -161,7 +163,7 @@ def test_side_call_teaches_nothing(client: Client) -> None:
 
 def test_lesson_of_one_client_is_not_anothers(client: Client) -> None:
     client.learn()
-    stranger = client.naming("drawn", [session_hint("v0")])
+    stranger = client.naming("drawn", [session_hint("v0")], said=[answer("s0", 1)])
 
     body = Claim(naming=replace(stranger, client="other-agent"))
     ((_, reply),) = batch.apply(client.tables, [Write("d", 1, body)], live=frozenset(), now=NOON).replies
@@ -262,13 +264,13 @@ def test_hint_of_another_kind_never_names_alone(client: Client, kind: HintKind, 
     assert kind != "field" or not client.tables.lessons, "applications share those: there is nothing to learn"
 
 
-def test_opening_is_named_only_once_the_header_is_believed(client: Client) -> None:
-    client.learn(BELIEVED_CONVERSATIONS - 1)
-    assert client.claim(session_hint("v0"), is_opening=True).session_id == "drawn"
-
+def test_request_without_an_answer_of_the_session_is_never_named(client: Client) -> None:
+    """An opening under the id of a process, or a conversation that the gateway has never seen."""
     client.learn(BELIEVED_CONVERSATIONS)
 
-    assert client.claim(session_hint("v0"), is_opening=True).session_id == "s0"
+    assert client.claim(session_hint("v0"), is_opening=True).session_id == "drawn"
+    assert client.claim(session_hint("v5")).session_id == "drawn"
+    assert client.claim(session_hint("v0")).session_id == "s0"
 
 
 def test_client_that_named_its_session_is_named_by_nothing_else(client: Client) -> None:

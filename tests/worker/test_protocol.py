@@ -41,6 +41,7 @@ LIMITS = (
     "KEYS_PER_PAGE_MAX",
     "CONTINUES_MAX",
     "SKETCH_HASHES_MAX",
+    "SAID_MAX",
     "HINTS_MAX",
     "SPLIT_EVENTS_MAX",
 )
