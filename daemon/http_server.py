@@ -21,6 +21,7 @@ way on them, and answer with `Connection: close`; let active ones finish; cut wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -461,9 +462,10 @@ class _Connection(web.RequestHandler):
 
         async def refuse(request: web.BaseRequest) -> web.StreamResponse:
             refusal = self.handle_error(request, err_info.status, err_info.exc, err_info.message)
-            await refusal.prepare(request)
-            await refusal.write_eof()
-            await self.linger()
+            with contextlib.suppress(ConnectionResetError):  # The client did not wait to hear it.
+                await refusal.prepare(request)
+                await refusal.write_eof()
+                await self.linger()
             return refusal
 
         return refuse

@@ -200,10 +200,13 @@ def test_reload_under_up_reaches_every_daemon_and_nobody_is_replaced(provider: S
         perdure.wait_status("ready")
         before = perdure.children()
         assert sorted(before.values()) == ["daemon", "daemon", "worker"]
+        logs = [perdure.directory / "log" / f"daemon-{number}.log" for number in range(2)]
+        for log in logs:
+            # One that has not read its settings yet has none to read again.
+            eventually(lambda log=log: "listening on" in log.read_text(), what=f"{log.name} listens")  # type: ignore[misc]
         config.write_text(NAMING)
         perdure.process.send_signal(signal.SIGHUP)
-        for number in range(2):
-            log = perdure.directory / "log" / f"daemon-{number}.log"
+        for log in logs:
             eventually(lambda log=log: READ_AGAIN in log.read_text(), what=f"{log.name} says so")  # type: ignore[misc]
         with RawClient(HOST, perdure.port) as client:
             session = ask(client, "hello", "one").header("x-perdure-session")
