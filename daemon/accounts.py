@@ -19,10 +19,8 @@ from typing import Any, Final
 import msgspec
 
 from daemon.chain import digest
-from daemon.providers import Turn
+from daemon.providers import Turn, is_id
 
-ID_CHARACTERS_MAX: Final = 256
-"""Ids in the field have 26 to 64 characters; a longer value names nothing."""
 TOKEN_CHARACTERS_MAX: Final = 16_384
 """Login tokens have 1 to 4 KB."""
 
@@ -46,10 +44,6 @@ def account_of(named: Mapping[str, str], turn: Turn, hash_key: bytes | None, acc
     if subject:
         return digest(hash_key, "subject", _text(claims, "iss"), subject)[:_ACCOUNT_CHARACTERS]
     return digest(hash_key, "credential", credential)[:_ACCOUNT_CHARACTERS]
-
-
-def is_id(value: str) -> bool:
-    return 0 < len(value) <= ID_CHARACTERS_MAX and value.isprintable()
 
 
 def _claims(token: str) -> dict[str, Any]:

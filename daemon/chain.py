@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from daemon.providers import Unit, merged
+from daemon.providers import MARK, Unit, merged
 from worker.protocol import CONTINUES_MAX
 
 
@@ -90,6 +90,11 @@ def response_root(hash_key: bytes, account: str, response_id: str) -> str:
     return digest(hash_key, "response", account, response_id)
 
 
+def is_telling(answer: Unit) -> bool:
+    """Whether an answer by itself tells its conversation from others: it is long, or calls a tool by an id."""
+    return len(answer.text) >= TELLING_CHARACTERS or MARK in answer.text
+
+
 def said_value(hash_key: bytes, account: str, answer: Unit) -> str:
     """An answer by itself, whatever it answered."""
     return f"said {digest(hash_key, 'said', account, answer.text)}"
@@ -135,6 +140,8 @@ def _link(hash_key: bytes, before: str, unit: Unit) -> str:
     return digest(hash_key, "message", before, unit.role, unit.text)
 
 
+TELLING_CHARACTERS: Final = 40
+"""Of an answer without its whitespace: "Done." and "OK" are everybody's."""
 STREAM_FIELDS: Final = ("stream", "stream_options")
 DIGEST_BYTES: Final = 16
 """128 bits: with a billion keys the odds of one collision are below 10⁻²⁰."""

@@ -269,9 +269,10 @@ async def recognised(sessions: Sessions, known: Known, body: bytes, draw_id: Cal
     whose id it shares.  Raises OutboxFull."""
     place = await sessions.hold(naming_of(known, draw_id()), known.aside)
     if place.role == "child":
-        known = as_child(known, place.held.session_id, body, sessions.hash_keys)
+        known = await _aside(body, as_child, known, place.held.session_id, body, sessions.hash_keys)
         place = await sessions.hold(naming_of(known, draw_id()))
-    return known, place
+    # The conversation itself is of no more use, and may be long.
+    return replace(known, units=()), place
 
 
 async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -117,7 +117,8 @@ class Held:
         if role != "turn":
             return
         if naming.shape is not None:
-            self.shape = shape_after(self.shape, naming.shape)
+            goes_on = not naming.is_opening or any(link in naming.continues for link in self.links)
+            self.shape = shape_after(self.shape, naming.shape, goes_on=goes_on)
         before, self.hints = self.hints, _naming_hints(naming)
         changed = {name for name, value in self.hints.items() if before.get(name, value) != value}
         self.unsteady = (self.unsteady | changed) & self.hints.keys()

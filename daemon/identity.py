@@ -25,7 +25,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from daemon.accounts import account_of, is_id
+from daemon.accounts import account_of
 from daemon.chain import (
     DIGEST_BYTES,
     Chain,
@@ -34,12 +34,13 @@ from daemon.chain import (
     chain_of,
     child_root,
     continued_values,
+    is_telling,
     response_root,
     retry_link,
     said_value,
 )
 from daemon.hints import hints_of
-from daemon.providers import ASSISTANT, Answer, BodyFields, Turn, Unit, setup_of, units_of
+from daemon.providers import ASSISTANT, Answer, BodyFields, Turn, Unit, is_id, setup_of, units_of
 from daemon.shape import aside_by_itself, shape_of
 from worker.protocol import SAID_MAX, Hint, Key, KeyKind, Naming, Shape, Why
 
@@ -52,6 +53,7 @@ THREAD_HEADER: Final = "thread-id"
 THREADED_HEADER: Final = "session-id"
 NAMED_CONTINUES_MAX: Final = 32
 """Prefixes offered where the client named the session: whatever goes on from a history has its last answers."""
+ALSO_MINTED_MAX: Final = 6
 OPENING_ENTRIES_MAX: Final = 8
 """Entries looked at for a conversation's first message; the system's come before it."""
 
@@ -75,6 +77,8 @@ class Known(Struct, frozen=True, kw_only=True):
     client: str
     minted: Minted | None
     minted_in_body: bool = False
+    also_minted: tuple[Key, ...] = ()
+    """Other places where the same id stands."""
     agent: Minted | None = None
     """A sub-agent within the minted session."""
     parent_session_id: str = ""
@@ -89,13 +93,15 @@ class Known(Struct, frozen=True, kw_only=True):
     shape: Shape | None = None
     aside: str = ""
     """Why the request by itself is no turn of its session; '' where it may be one."""
+    has_state: bool = False
+    """The provider keeps the history."""
     is_spoken: bool = True
     """The newest message is the user's own."""
     hints: tuple[Hint, ...] = ()
 
     @property
     def is_opening(self) -> bool:
-        return self.chain is None or self.chain.is_opening
+        return self.chain.is_opening if self.chain else not self.has_state
 
 
 def known_from(headers: Headers, turn: Turn, body: bytes, keys: HashKeys, rules: Rules) -> Known:
@@ -108,24 +114,28 @@ def known_from(headers: Headers, turn: Turn, body: bytes, keys: HashKeys, rules:
         client=client_of(named.get("user-agent", "")),
         minted=minted,
         minted_in_body=in_body,
+        also_minted=_also_minted(minted, named, turn, rules) if minted else (),
         agent=_agent(named, rules) if minted else None,
         parent_session_id=_parent(named, minted, rules) if minted else "",
         units=tuple(units_of(turn)),
         keeps_responses=turn.protocol == "responses",
+        has_state=turn.has_state,
         is_spoken=turn.user_turn,
     )
     if turn.state_id or not turn.has_state:  # Of a conversation that the provider keeps, what is new proves nothing.
-        early_account = account_of(named, turn, keys.early, rules.account_headers)
+        is_early = keys.store is None or keys.early_was_used
+        early_account = account_of(named, turn, keys.early, rules.account_headers) if is_early else ""
         known = with_chains(known, body, keys, early_account=early_account, response_id=turn.state_id)
     if known.minted is None:
         return replace(known, hints=_hints(known, headers, turn, keys))
-    if known.agent or known.parent_session_id:
-        return known  # It said what it is.
     setup = setup_of(turn)
+    if known.agent or known.parent_session_id:
+        return replace(known, aside=aside_by_itself(setup, turn.output_limit, is_opening=False))  # It said what it is.
     return replace(
         known,
         # Hashed with another key it could be compared with nothing.
-        shape=shape_of(setup, _opening(turn), keys.store) if keys.store else None,
+        # Nor can what is new in a conversation that the provider keeps: it has neither history nor opening.
+        shape=shape_of(setup, _opening(turn), keys.store) if keys.store and known.chain else None,
         aside=aside_by_itself(setup, turn.output_limit, is_opening=known.is_opening),
     )
 
@@ -212,7 +222,7 @@ def answered(naming: Naming, known: Known, answer: Answer) -> Naming:
     if answer.unit is None:
         kept = (*kept, "request")  # A client that sends all of it back goes on from what no link covers.
     said: list[Key] = []
-    if answer.unit is not None and _may_be_learned(known):
+    if answer.unit is not None and is_telling(answer.unit) and _may_be_learned(known):
         said.append(_chain_key("history", said_value(chain.hash_key, known.account, answer.unit)))
     return replace(
         naming,
@@ -256,6 +266,16 @@ def _minted(named: Mapping[str, str], turn: Turn, rules: Rules) -> tuple[Minted 
     return None, False
 
 
+def _also_minted(minted: Minted, named: Mapping[str, str], turn: Turn, rules: Rules) -> tuple[Key, ...]:
+    """The same id under its other names: it names the session also where only one of these is left."""
+    name, value = minted
+    headers = [Key(kind="header", name=each, value=value) for each in rules.session_headers if named.get(each) == value]
+    fields = [
+        Key(kind="body", name=path.removesuffix(".id"), value=value) for path, each in turn.minted if each == value
+    ]
+    return tuple(key for key in (*headers, *fields) if key.name != name)[:ALSO_MINTED_MAX]
+
+
 def _agent(named: Mapping[str, str], rules: Rules) -> Minted | None:
     return next(((name, named[name]) for name in rules.agent_headers if is_id(named.get(name, ""))), None)
 
@@ -279,7 +299,7 @@ def _said(known: Known) -> list[str]:
     """The newest answers, where a hint may ask for them."""
     if known.chain is None or not _may_be_learned(known):
         return []
-    answers = [unit for unit in known.units if unit.role == ASSISTANT][-SAID_MAX:]
+    answers = [unit for unit in known.units if unit.role == ASSISTANT and is_telling(unit)][-SAID_MAX:]
     return [said_value(known.chain.hash_key, known.account, unit) for unit in answers]
 
 
@@ -312,7 +332,7 @@ def _named(common: Naming, known: Known, minted: Minted) -> Naming:
         continues=common.continues[:NAMED_CONTINUES_MAX],
         chain_length=0,
         parent=parent,
-        keys=[key],
+        keys=[key, *(() if known.agent else known.also_minted)],
         header_name=name,
         header_session_id=value,
         shape=known.shape,

@@ -12,6 +12,8 @@ from typing import Final
 
 from worker.protocol import IndexEntry, Key
 
+HOLDERS_MAX: Final = 8
+"""Sessions kept for one value: two already prove nothing."""
 INDEX_KEYS_MAX: Final = 100_000
 """Keys kept, the least recently used go first: about 30 MB."""
 
@@ -61,7 +63,10 @@ class KeyIndex:
         self._values.clear()
 
     def _hold(self, value: str, session_id: str) -> None:
-        self._holders[value] = self._holders.get(value, frozenset()) | {session_id}
+        holders = self._holders.get(value, frozenset())
+        if len(holders) >= HOLDERS_MAX:
+            return  # It is nobody's as it is.
+        self._holders[value] = holders | {session_id}
         self._values.setdefault(session_id, set()).add(value)
         while len(self._holders) > self._limit:
             oldest, holders = self._holders.popitem(last=False)

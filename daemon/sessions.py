@@ -128,12 +128,16 @@ class Sessions:
             if role != "turn":
                 return _beside(held, naming, role, beside)
         held.links.extend(reversed(naming.continues[: LINKS_MAX // 2]))
-        under = _under(held, naming)
-        if held.phase is Phase.OWNED:
-            return Place(held, replace(under, why=why, is_judged=True), "turn")
-        # The worker will judge a named session's request, and needs all there is to know.
-        continues = naming.continues if naming.is_named else under.continues
-        return Place(held, replace(under, why=why, continues=continues), "turn")
+        return Place(held, self._booked_by(held, replace(_under(held, naming), why=why), naming.continues), "turn")
+
+    def _booked_by(self, held: Held, under: Naming, continues: list[str]) -> Naming:
+        """The naming to book a turn by: with its history where the worker will have to judge by it, or has to learn
+        what lies between the session's last answer that is known here and this turn."""
+        is_judged = held.phase is Phase.OWNED
+        is_measured = is_judged and held.shape is not None and held.shape.is_confirmed
+        is_next = self._index.continued(continues[:1]) == held.session_id
+        is_known = is_measured if under.is_named else is_next
+        return replace(under, is_judged=is_judged, continues=under.continues if is_known else continues)
 
     async def _claim_answered(self, held: Held) -> tuple[Held, bool]:
         """Wait for the claim that is on its way; False: the worker did not answer."""
@@ -370,7 +374,8 @@ class Sessions:
     # -- bookings and snapshots --------------------------------------------------------------------------------------
 
     def _booked(self, booking: protocol.Booking, reply: protocol.Reply) -> None:
-        held = self._at(booking.row.session_id)
+        # The id it was booked under may be forgotten (`amended`): the worker names the session too.
+        held = self._at(booking.row.session_id) or self._at(reply.session_id)
         if held is None:
             return
         if held.session_id != reply.session_id:
@@ -416,7 +421,10 @@ class Sessions:
         if not session_id:
             return None
         held = self._at(session_id)
+        if held is not None and held.turns_in_flight:
+            return None  # Of two that go on at once one is a fork; if it is the same again, the worker will say so.
         if held is None:
+            self._evict()
             held = Held(_bare(naming, session_id))
             self._held[held.session_id] = held
         return held

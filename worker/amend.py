@@ -255,7 +255,8 @@ def _chained(tables: Tables, origin: Session, session: Session, before: Image) -
     if name is None:
         return session
     session = replace(session, chain_length=0, fingerprint=None)
-    values = {link.event_id: link.value for link in tables.history_of(session.session_id)}
+    # Of what is kept beside chain values every one begins with a word and a space.
+    values = {link.event_id: link.value for link in tables.history_of(session.session_id) if " " not in link.value}
     rows = tables.rows_of(session.session_id)
     turns = (row for row in rows if row.kind == "turn" and row.is_settled and row.event_id in values)
     newest = max(turns, key=_by_start, default=None)

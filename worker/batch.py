@@ -30,6 +30,7 @@ from worker.protocol import (
     Amend,
     Booking,
     Claim,
+    Key,
     KeyKind,
     Lost,
     Naming,
@@ -39,9 +40,13 @@ from worker.protocol import (
     SnapshotWrite,
     Why,
 )
-from worker.roles import Role, role_of, said_of_side, shape_after
-from worker.stored import Holder, Session, Tables
+from worker.roles import Role, role_of, said_of_side, shape_after, takes_over
+from worker.stored import HOLDERS_MAX, Holder, Session, Tables
 
+CLAIMED_MILLISECONDS: Final = 5_000
+"""How long a claim may go before its turn's begin: they are sent in one breath."""
+ANCESTORS_MAX: Final = 32
+"""Sub-agents of sub-agents; real ones go two or three deep."""
 RETRY_MILLISECONDS: Final = 10 * 60 * 1000
 """How long the same body again may be a retry.  SDKs give up on a request after ten minutes."""
 WHY_CHARACTERS_MAX: Final = 512
@@ -106,6 +111,11 @@ def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], no
     if role != "turn":
         why = replace(body.naming.why, reason=beside, confidence="likely")
         return _reply(tables, session, write, session.last_position, why=why, role=role), ""
+    for key in body.naming.keys:
+        if key.kind == "request" and not body.naming.is_named:
+            # Until the turn begins this stands for it: of two that go on from one answer at once, one is a fork.
+            tables.put_key(key, session.session_id, f"{_CLAIMED}{write.boot}", now)
+    _note_passed(tables, session, body.naming, f"{_CLAIMED}{write.boot}")
     former = ""
     if session.owner != write.boot:
         former = session.owner
@@ -136,12 +146,15 @@ def book(
             row = replace(row, position=session.last_position)
         tables.put_row(row)
         _move_sums(tables, before, row)
-        tables.put_session(_learned(session, body.naming, row, is_entered=before is None))
+        continues = _goes_on(tables, session, body.naming)
+        if row.kind == "turn" and before is None and _is_taken_over(session, body.naming, continues=continues):
+            session, parted = _set_aside(tables, session, body.naming, row)
+        tables.put_session(_learned(session, body.naming, row, is_entered=before is None, continues=continues))
         _learn_keys(tables, session, body.naming, row)
         if row.kind == "turn" and before is None:
             hints.learn(tables, session, body.naming)
-            _note_passed(tables, session, body.naming, row)
-        parted = _part(tables, body.naming)
+            _note_passed(tables, session, body.naming, row.event_id)
+        parted += _part(tables, body.naming)
         session = tables.session(session.session_id) or session
     elif before is not None:
         row = before
@@ -208,8 +221,9 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     session = tables.session(canonical)
     if session is not None:
         return session, None
-    if not naming.confirmed and not naming.is_named:
-        found, why = _recognised(tables, naming, at=at, live=live)
+    if not naming.confirmed:
+        by_name = naming.is_named
+        found, why = _named_otherwise(tables, naming) if by_name else _recognised(tables, naming, at=at, live=live)
         if found is not None:
             # Also for a claim: what was booked under the proposed id before its answer came must find the session
             # when the keys have moved on.
@@ -233,6 +247,14 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     return session, replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX]) if origin else None
 
 
+def _named_otherwise(tables: Tables, naming: Naming) -> tuple[Session | None, Why | None]:
+    """The one session that came with one of the request's names beside another one, which is not in the request."""
+    if naming.parent:
+        return None, None  # Agents' names are names within a session.
+    found = {session_id for key in naming.keys for session_id in tables.named(key.name, key.value, 2)}
+    return (tables.session(found.pop()), naming.why) if len(found) == 1 else (None, None)
+
+
 def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session | None, Why | None]:
     """The one session whose conversation this request provably continues or repeats, or that a learned header names.
 
@@ -247,7 +269,7 @@ def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]
     found = {each for each in found if not hints.denied(tables, each, naming)}
     if len(found) == 1:
         return tables.session(found.pop()), why
-    named, header = hints.named_alone(tables, naming)
+    named, header = hints.named_by_header(tables, naming)
     if named:
         reason = f"it holds an answer of this session, and its value of {header}, a header learned to name sessions"
         origin = f"learned header {header}"
@@ -268,10 +290,10 @@ def _proven(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
         answered = {
             holder.session_id
             for holder in tables.holders(["answer"], value)
-            if not _is_busy(tables, holder.session_id, naming, live=live)
+            if not _is_busy(tables, holder.session_id, naming, at=at, live=live)
         }
         requests = tables.holders(["request"], value)
-        continued = answered | {holder.session_id for holder in requests if _is_over(tables, holder, live=live)}
+        continued = answered | {holder.session_id for holder in requests if _is_over(tables, holder, at=at, live=live)}
         if continued:
             break
     # The whole conversation, repeated, outweighs the beginning of one that never got its answer: an opening that was
@@ -287,37 +309,47 @@ def _told_late(tables: Tables, naming: Naming) -> tuple[set[str], Why]:
     An opening is not looked for: the same first words are anybody's.
     """
     own = [key.value for key in naming.keys if key.kind == "request" and not naming.is_opening]
-    found = {session_id for value in own for session_id in tables.histories(_PASSED + value)}
+    found = {session_id for value in own for session_id in tables.histories(_PASSED + value, 2)}
     reason = "a later turn of this session goes on from it, and was stored before"
     return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
 
 
-def _note_passed(tables: Tables, session: Session, naming: Naming, row: Row) -> None:
+def _note_passed(tables: Tables, session: Session, naming: Naming, event_id: str) -> None:
     """Note what lies between the session's last known answer and this turn: while the worker was away other daemons may
     have answered there, and will tell."""
+    if naming.is_named:
+        return  # What its client names is found by that name alone.
     passed: list[str] = []
     for value in naming.continues:
-        if session.session_id in tables.histories(value):
+        if tables.holds_history(value, session.session_id):
             break
         passed.append(value)
     else:
         return  # Nothing of it is known: a conversation that began elsewhere, however long ago.
     for value in passed:
-        tables.put_history(_PASSED + value, session.session_id, row.event_id)
+        tables.put_history(_PASSED + value, session.session_id, event_id)
 
 
 def _forked_from(tables: Tables, naming: Naming) -> str | None:
     """The session whose history, up to some answer, is the beginning of this new one's; only if one alone has it."""
     for value in naming.continues:
-        holders = tables.histories(value)
+        holders = tables.histories(value, 2)
         if holders:
             return holders[0] if len(holders) == 1 else None
     return None
 
 
 def _parent(tables: Tables, naming: Naming, session_id: str) -> str | None:
-    parent = tables.alias(naming.parent) or naming.parent
-    return parent if parent and parent != session_id else None
+    """Who started the session; nobody whom it started itself, whatever clients say."""
+    parent = above = tables.alias(naming.parent) or naming.parent
+    for _ in range(ANCESTORS_MAX):
+        if above == session_id:
+            return None
+        found = tables.session(above) if above else None
+        if found is None or not found.parent_session_id:
+            return parent or None
+        above = found.parent_session_id
+    return None
 
 
 def _role(tables: Tables, session: Session, naming: Naming) -> tuple[Role, str]:
@@ -329,9 +361,13 @@ def _role(tables: Tables, session: Session, naming: Naming) -> tuple[Role, str]:
         naming.shape,
         is_opening=naming.is_opening,
         is_spoken=naming.is_spoken,
-        continues=any(session.session_id in tables.histories(value) for value in naming.continues),
-        continues_aside=any(session.session_id in tables.histories(_ASIDE + value) for value in naming.continues),
+        continues=_goes_on(tables, session, naming),
+        continues_aside=any(tables.holds_history(_ASIDE + value, session.session_id) for value in naming.continues),
     )
+
+
+def _goes_on(tables: Tables, session: Session, naming: Naming) -> bool:
+    return any(tables.holds_history(value, session.session_id) for value in naming.continues)
 
 
 def _judged(tables: Tables, session: Session, naming: Naming, row: Row, before: Row | None) -> Row:
@@ -350,30 +386,59 @@ def _judged(tables: Tables, session: Session, naming: Naming, row: Row, before: 
     role, beside = _role(tables, session, naming) if is_due else ("turn", "")
     if role == "turn":
         return row
-    reason = said_of_side(naming.why.origin, beside)
+    reason = said_of_side(naming.why.origin, beside)[:WHY_CHARACTERS_MAX]
     return replace(row, kind="side", why=replace(row.why, reason=reason, confidence="likely"))
+
+
+def _is_taken_over(session: Session, naming: Naming, *, continues: bool) -> bool:
+    if session.shape is None or naming.shape is None:
+        return False
+    return takes_over(session.shape, naming.shape, continues=continues)
+
+
+def _set_aside(tables: Tables, session: Session, naming: Naming, taking: Row) -> tuple[Session, list[tuple[str, Lost]]]:
+    """What came before the conversation was beside it, though nothing showed that then.  Its rows change their kind, so
+    the state is folded anew: the session is nobody's until its next turn."""
+    for row in tables.rows_of(session.session_id):
+        if row.kind == "turn" and row.event_id != taking.event_id:
+            reason = said_of_side(naming.why.origin, "it came before the session's first turn")[:WHY_CHARACTERS_MAX]
+            beside = replace(row, kind="side", why=replace(row.why, reason=reason, confidence="likely"))
+            tables.put_row(beside)
+            _move_sums(tables, row, beside)
+    for link in tables.history_of(session.session_id):
+        tables.drop_history(link.value, session.session_id)
+        tables.put_history(f"{_ASIDE}{link.value.removeprefix(_ASIDE)}", session.session_id, link.event_id)
+    tables.drop_snapshot(session.session_id)
+    lost = [(session.owner, Lost(session_id=session.session_id, epoch=session.epoch + 1))] if session.owner else []
+    return replace(session, owner="", epoch=session.epoch + 1, snapshot=None, shape=None), lost
 
 
 def _is_retry(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -> bool:
     """The earlier request is over, and not for long.  One still in flight has a twin, not a retry."""
-    return abs(at - holder.at) <= RETRY_MILLISECONDS and _is_over(tables, holder, live=live)
+    return abs(at - holder.at) <= RETRY_MILLISECONDS and _is_over(tables, holder, at=at, live=live)
 
 
-def _is_over(tables: Tables, holder: Holder, *, live: frozenset[str]) -> bool:
+def _is_over(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -> bool:
+    if holder.event_id.startswith(_CLAIMED):
+        return holder.event_id.removeprefix(_CLAIMED) not in live or abs(at - holder.at) > CLAIMED_MILLISECONDS
     row = tables.row(holder.event_id)
     return row is not None and (row.is_settled or row.boot not in live)
 
 
-def _is_busy(tables: Tables, session_id: str, naming: Naming, *, live: frozenset[str]) -> bool:
-    """Another request goes on from the session's last answer at this moment: this one goes another way."""
-    own = {key.value for key in naming.keys if key.kind == "request"}
+def _is_busy(tables: Tables, session_id: str, naming: Naming, *, at: int, live: frozenset[str]) -> bool:
+    """Another request goes on from the session's last answer at this moment: this one goes another way.  Unless it is
+    the same again, or goes on from that one: its client has the answer then, whatever was not told yet."""
+    own = {*naming.continues, *(key.value for key in naming.keys if key.kind == "request")}
     return any(
-        value not in own and not _is_over(tables, holder, live=live) for value, holder in tables.requests(session_id)
+        value not in own and not _is_over(tables, holder, at=at, live=live)
+        for value, holder in tables.requests(session_id)
     )
 
 
-def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool) -> Session:
+def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool, continues: bool) -> Session:
     """What a row says about its session.  Its end repeats what its entry said, perhaps after a newer row's."""
+    if naming.why.confidence == "certain" and session.why.confidence != "certain":
+        session = replace(session, why=naming.why)  # It began with a guess, as with a call beside the conversation.
     if row.kind != "turn":
         return session
     chained = [key.value for key in naming.keys if key.kind in ("answer", "request")]
@@ -387,7 +452,9 @@ def _learned(session: Session, naming: Naming, row: Row, *, is_entered: bool) ->
             message_count=row.message_count,
             first_seen_at=min(session.first_seen_at, row.started_at),
             last_seen_at=row.started_at,
-            shape=shape_after(session.shape, naming.shape) if naming.shape else session.shape,
+            shape=shape_after(session.shape, naming.shape, goes_on=continues or not naming.is_opening)
+            if naming.shape
+            else session.shape,
         )
     return replace(
         session,
@@ -414,13 +481,24 @@ def _learn_keys(tables: Tables, session: Session, naming: Naming, row: Row) -> N
     if kinds & set(_CHAIN):
         if 0 < naming.chain_length < session.chain_length:
             return
-        is_answer = "answer" in kinds
+        # Of two answers to one request the client goes on from either: one that was asked for later stays.
+        is_answer = "answer" in kinds and not _has_later_answer(tables, session, row)
         # Where the provider keeps the history, the length is not known (0), and a newer request tells a late answer.
         if naming.chain_length or not is_answer or not _has_newer_request(tables, session, row):
             tables.drop_keys(session.session_id, _CHAIN if is_answer else _UNANSWERED)
     for key in naming.keys:
-        if key.kind != "history":
+        if key.kind != "history" and not _is_common(tables, key, session.session_id):
             tables.put_key(key, session.session_id, row.event_id, row.started_at)
+
+
+def _has_later_answer(tables: Tables, session: Session, row: Row) -> bool:
+    return any(key.kind == "answer" and key.at > row.started_at for key in tables.keys_of(session.session_id))
+
+
+def _is_common(tables: Tables, key: Key, session_id: str) -> bool:
+    """So many others hold the value that it is nobody's: one more holder would tell nothing."""
+    others = [each for each in tables.holders([key.kind], key.value) if each.session_id != session_id]
+    return key.kind in _CHAIN and len(others) >= HOLDERS_MAX
 
 
 def _has_newer_request(tables: Tables, session: Session, row: Row) -> bool:
@@ -445,6 +523,8 @@ def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
 
 _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
+_CLAIMED: Final = "claimed by "
+"""Before the boot that claimed a session for a turn which has not begun yet, where its event id will stand."""
 _PASSED: Final = "passed "
 """Before what is kept of turns that a later one went through, and that were not told yet."""
 _ASIDE: Final = "aside "

@@ -1,6 +1,6 @@
 """Hints: headers and body fields that may belong to one conversation, and which of them came to name sessions.
 
-One rule: a hint proves nothing by itself.  It chooses among sessions that content proves, and names one alone only
+One rule: a hint proves nothing by itself.  It chooses among sessions that content proves, and finds one only
 after it was seen to do what the ids of conversations do.
 
 Theory of operation.  With every turn of a session that its client does not name, the value of each hint is noted.  A
@@ -21,13 +21,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from worker.protocol import Hint, Naming
-from worker.stored import Lesson, Seen, Session, Tables
+from worker.stored import HOLDERS_MAX, Lesson, Seen, Session, Tables
 
 LEARNED_TURNS: Final = 3
 LEARNED_CONVERSATIONS: Final = 2
 BELIEVED_CONVERSATIONS: Final = 8
-HOLDERS_MAX: Final = 8
-"""Sessions looked at that share a value: two already tell that it is nobody's own."""
 FORKS_MAX: Final = 16
 """Forks of forks looked back over: as often as anybody edits one conversation."""
 
@@ -47,12 +45,12 @@ def denied(tables: Tables, session_id: str, naming: Naming) -> bool:
     return False
 
 
-def named_alone(tables: Tables, naming: Naming) -> tuple[str, str]:
+def named_by_header(tables: Tables, naming: Naming) -> tuple[str, str]:
     """The session that a learned header names, and the header; two empty texts where none does."""
     for hint in naming.hints:
         lesson = tables.lesson(naming.client, hint.name) if hint.kind == "session" else Lesson()
         holders = tables.hinted(hint.name, hint.value, HOLDERS_MAX) if _is_learned(lesson) else []
-        if len(holders) == 1 and any(holders[0] in tables.histories(value) for value in naming.said):
+        if len(holders) == 1 and any(tables.holds_history(value, holders[0]) for value in naming.said):
             return holders[0], hint.name
     return "", ""
 

@@ -170,6 +170,8 @@ class Shape(Struct, frozen=True, kw_only=True):
     tools: Text = ""
     opening: Text = ""
     """Of the conversation's first message."""
+    is_confirmed: bool = False
+    """Of a session's: a later turn went on under it.  Until then it may be that of a call that came first."""
 
 
 HintKind = Literal["session", "header", "field"]

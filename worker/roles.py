@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from worker.protocol import SKETCH_HASHES_MAX, Shape
 
 Role = Literal["turn", "side", "child"]
@@ -34,11 +36,13 @@ def role_of(
     """
     prompt_is_alike = alike(session.system, request.system)
     tools_are_alike = alike(session.tools, request.tools)
-    if prompt_is_alike and tools_are_alike:
+    if (prompt_is_alike and tools_are_alike) or takes_over(session, request, continues=continues):
         return "turn", ""
-    if continues_aside and not continues and request.opening != session.opening:
+    has_tools = bool(session.tools or request.tools)
+    if continues_aside and not continues and has_tools and request.opening != session.opening:
         return "child", "it goes on from a call beside the conversation"
-    if continues and continues_aside and is_spoken:
+    is_same = continues or bool(request.tools and request.opening == session.opening)
+    if is_same and continues_aside and is_spoken:
         return "turn", ""  # The user goes on where another agent answered: the conversation is that one's now.
     if session.tools and not request.tools:
         # A turn may be asked for without tools (an agent's last word), but then it goes on with prompt and history.
@@ -53,6 +57,8 @@ def role_of(
         return "turn", ""  # What came before was beside the conversation, or tools were switched on.
     if request.opening == session.opening:
         return "side", "the session's first message under another system prompt or with other tools"
+    if tools_are_alike and is_spoken and not is_opening:
+        return "turn", ""  # A prompt made for each request, over a history of which only the end is sent.
     return "child", "another system prompt or other tools, and another history"
 
 
@@ -64,11 +70,22 @@ def alike(some: str, others: str) -> bool:
     return 100 * shared >= ALIKE_PERCENT * len(together)
 
 
-def shape_after(session: Shape | None, turn: Shape) -> Shape:
-    """What the session is compared with after a turn: a turn without tools says nothing of the tools there are."""
-    if session is not None and session.tools and not turn.tools:
-        return session
-    return turn
+def takes_over(session: Shape, request: Shape, *, continues: bool) -> bool:
+    """What was taken for the session's first turn was a call beside it: this is the conversation, for it has more
+    tools than what came before, and nothing went on from that yet.  What runs beside an agent has fewer of them."""
+    if session.is_confirmed or continues:
+        return False
+    is_alike = alike(session.system, request.system) and alike(session.tools, request.tools)
+    return not is_alike and len(request.tools.split()) > len(session.tools.split())
+
+
+def shape_after(session: Shape | None, turn: Shape, *, goes_on: bool) -> Shape:
+    """What the session is compared with after a turn: a turn without tools says nothing of the tools there are.
+    `goes_on`: the turn has a history, so that it is no mere call beside one."""
+    if session is None:
+        return replace(turn, is_confirmed=goes_on)
+    shape = session if session.tools and not turn.tools else turn
+    return replace(shape, is_confirmed=session.is_confirmed or goes_on)
 
 
 def said_of_side(origin: str, reason: str) -> str:

@@ -233,13 +233,14 @@ class Server:
     # -- replying --------------------------------------------------------------------------------------------------
 
     def _tell(self, outcome: Outcome) -> None:
-        for boot, lost in outcome.lost:
-            self._send(boot, Command.LOST, lost)
         replies: defaultdict[str, list[protocol.Reply]] = defaultdict(list)
         for boot, reply in outcome.replies:
             replies[boot].append(reply)
         for boot, own in replies.items():
             self._acknowledge(boot, own)
+        # After the acknowledgements: who claimed in this batch hears first that it is the owner, then that no more.
+        for boot, lost in outcome.lost:
+            self._send(boot, Command.LOST, lost)
         if outcome.changes > self._changes:
             # After the acknowledgements, which may still hold a name as it was.
             self._changes = outcome.changes

@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 
 from worker.ledger import DayKey, Sums
 from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
-from worker.stored import Amendment, Holder, Image, KeptKey, Lesson, Link, Seen, Session
+from worker.stored import HOLDERS_MAX, Amendment, Holder, Image, KeptKey, Lesson, Link, Seen, Session
 
 Value = int | float | str | None
 
@@ -68,8 +68,12 @@ class SqliteTables:
     def holders(self, kinds: Sequence[KeyKind], value: str) -> list[Holder]:
         found: list[Holder] = []
         for kind in kinds:
-            found += [Holder(*values) for values in self._execute(_HOLDERS, (kind, value))]
+            found += [Holder(*values) for values in self._execute(_HOLDERS, (kind, value, HOLDERS_MAX + 1))]
         return found
+
+    def named(self, name: str, value: str, limit: int) -> list[str]:
+        found = [self._execute(_NAMED, (kind, value, name, limit)) for kind in ("header", "body")]
+        return [session_id for rows in found for (session_id,) in rows][:limit]
 
     def requests(self, session_id: str) -> list[tuple[str, Holder]]:
         found = self._execute(_REQUESTS, (session_id,))
@@ -82,9 +86,13 @@ class SqliteTables:
         for kind in kinds:
             self._execute("DELETE FROM session_key WHERE session_id = ? AND kind = ?", (session_id, kind))
 
-    def histories(self, value: str) -> list[str]:
-        found = self._execute("SELECT session_id FROM session_history WHERE value = ?", (value,))
+    def histories(self, value: str, limit: int) -> list[str]:
+        found = self._execute("SELECT session_id FROM session_history WHERE value = ? LIMIT ?", (value, limit))
         return [session_id for (session_id,) in found]
+
+    def holds_history(self, value: str, session_id: str) -> bool:
+        found = self._first("SELECT 1 FROM session_history WHERE value = ? AND session_id = ?", value, session_id)
+        return found is not None
 
     def put_history(self, value: str, session_id: str, event_id: str) -> None:
         self._execute(_PUT_HISTORY, (value, session_id, event_id))
@@ -368,7 +376,8 @@ _PUT_SNAPSHOT: Final = (
 )
 _PUT_ROW: Final = _upsert("ledger", ROW_COLUMNS, ("event_id",))
 _ROWS_AFTER: Final = f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position > ? ORDER BY position LIMIT ?"
-_HOLDERS: Final = "SELECT session_id, event_id, at FROM session_key WHERE kind = ? AND value = ?"
+_HOLDERS: Final = "SELECT session_id, event_id, at FROM session_key WHERE kind = ? AND value = ? LIMIT ?"
+_NAMED: Final = "SELECT session_id FROM session_key WHERE kind = ? AND value = ? AND name = ? LIMIT ?"
 _REQUESTS: Final = "SELECT value, event_id, at FROM session_key WHERE session_id = ? AND kind = 'request'"
 _PUT_KEY: Final = _upsert(
     "session_key", ("kind", "name", "value", "session_id", "event_id", "at"), ("kind", "value", "name", "session_id")

@@ -16,13 +16,14 @@ from daemon.providers import chat, messages, responses
 from daemon.providers.base import ASSISTANT, Answer, AnswerReader, Turn, Unit, WireFormat
 from daemon.providers.body import BodyFields, CommonBody, Named, fields_for
 from daemon.providers.errors import error_body
-from daemon.providers.fields import Object, whole_characters
-from daemon.providers.normal import Reading, merged, units_from
+from daemon.providers.fields import Object, is_id, whole_characters
+from daemon.providers.normal import MARK, Reading, merged, units_from
 from daemon.providers.reader import DocumentReader, EventReader, Stream
 from daemon.providers.setup import Setup, setup_from
 
 __all__ = [
     "ASSISTANT",
+    "MARK",
     "Answer",
     "AnswerReader",
     "BodyFields",
@@ -32,6 +33,7 @@ __all__ = [
     "WireFormat",
     "body_fields",
     "error_body",
+    "is_id",
     "merged",
     "parse_turn",
     "reader",

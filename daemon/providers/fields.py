@@ -19,6 +19,9 @@ Field = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | 
 """Any JSON value, its inside not decoded: it makes a typed decoder tolerant of wrong types in a single pass."""
 
 
+NO_IDS: Final = frozenset({"", "0", "-", "undefined", "null", "none", "nil", "nan", "true", "false", "default"})
+
+
 def value_of(data: bytes | str | msgspec.Raw) -> object:
     """The JSON value in `data`; None if it cannot be read, as for null."""
     return _decoded(data, _value_decoder)
@@ -44,7 +47,8 @@ def string_under(value: Field | msgspec.Raw, keys: Sequence[str] = ()) -> str:
 
 
 def is_id(text: str) -> bool:
-    return 0 < len(text) <= ID_CHARACTERS_MAX and text.isprintable()
+    """Whether a text may name something; what programs write where they have nothing to say names nothing."""
+    return 0 < len(text) <= ID_CHARACTERS_MAX and text.isprintable() and text.strip().lower() not in NO_IDS
 
 
 def whole_characters(data: bytes) -> bytes:

@@ -23,6 +23,7 @@ every text and every id, so no text can forge a mark.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
@@ -35,10 +36,13 @@ from daemon.providers.fields import Object, objects_in, text_at
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 REMINDER: Final = "<system-reminder>"
 REMINDER_END: Final = "</system-reminder>"
+_REMINDER: Final = re.compile(rf"\s*{REMINDER}")
 TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kinds of part that hold text, and the field that holds it."""
 REASONING_PARTS: Final = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text"})
 
+MARK: Final = "\x1e"
+"""Begins a mark; no text has it in normal form."""
 DRAFT_CHARACTERS_MAX: Final = 32 * 1024 * 1024
 """Text gathered of one answer.  The longest answers that models give are under 2 MB; more is not worth its memory."""
 
@@ -84,16 +88,23 @@ def squeeze(text: str) -> str:
 
 
 def mark(kind: str, name: str = "") -> str:
-    return f"\x1e{squeeze(kind)}\x1d{squeeze(name)}\x1f"
+    return f"{MARK}{squeeze(kind)}\x1d{squeeze(name)}\x1f"
 
 
 def said(text: str, role: str) -> str:
     """A text of that side.  Only what clients add to the user's side can be a reminder, and only at its beginning, from
     the one mark to the other: what stands after it was said."""
     if role == USER:
-        while (rest := text.lstrip()).startswith(REMINDER) and REMINDER_END in rest:
-            text = rest.partition(REMINDER_END)[2]
+        text = text[_reminders_end(text) :]
     return squeeze(text)
+
+
+def _reminders_end(text: str) -> int:
+    """Where the reminders at a text's beginning end.  Looks at every character once, however many there are."""
+    end = 0
+    while (begun := _REMINDER.match(text, end)) and (found := text.find(REMINDER_END, begun.end())) >= 0:
+        end = found + len(REMINDER_END)
+    return end
 
 
 def content_text(content: object, role: str) -> str:

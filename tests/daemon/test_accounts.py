@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from daemon.accounts import ID_CHARACTERS_MAX, TOKEN_CHARACTERS_MAX, account_of, is_id
-from daemon.providers import Turn
+from daemon.accounts import TOKEN_CHARACTERS_MAX, account_of
+from daemon.providers import Turn, is_id
+from daemon.providers.base import ID_CHARACTERS_MAX
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(32)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from daemon.accounts import ID_CHARACTERS_MAX
 from daemon.app import rules_of
 from daemon.chain import HashKeys, child_root, response_root
 from daemon.identity import (
@@ -22,6 +21,7 @@ from daemon.identity import (
     with_chains,
 )
 from daemon.providers import Answer, Turn, Unit, WireFormat, parse_turn
+from daemon.providers.base import ID_CHARACTERS_MAX
 from worker.protocol import CONTINUES_MAX, Key, Naming
 from worker.settings import Settings
 
@@ -331,7 +331,8 @@ def test_known_from_a_named_request_says_whether_it_is_beside_the_conversation(
 ) -> None:
     assert bool(known_of([CLAUDE], turn(**fields)).aside) is is_aside
     assert known_of([], turn(**fields)).aside == "", "without a session there is nothing to be beside"
-    assert known_of([CLAUDE, ("x-claude-code-agent-id", "a1")], turn(**fields)).aside == ""
+    agents = known_of([CLAUDE, ("x-claude-code-agent-id", "a1")], turn(**fields)).aside
+    assert bool(agents) is ("max_tokens" in fields and fields["max_tokens"] == 1), "an agent may probe, too"
 
 
 def test_known_from_a_first_message_that_only_tells_the_surroundings_opens_with_the_next() -> None:

@@ -525,7 +525,7 @@ def test_hold_of_what_is_aside_leaves_the_owner_alone(bench: Bench) -> None:
 def test_hold_of_an_owned_session_judges_by_itself(bench: Bench, shape: Shape | None, role: str) -> None:
     held = bench.owned(of_client())
     bench.begin(of_client(), row(1))
-    assert held.shape == AGENT
+    assert held.shape == replace(AGENT, is_confirmed=True)
 
     place = bench.hold(of_client(shape, is_opening=True))
 
@@ -658,11 +658,19 @@ def test_booking_answered_with_a_shape_corrects_what_was_taken_for_the_sessions(
 
 
 def test_turn_of_an_owned_session_is_judged_and_offers_no_more_of_its_history(bench: Bench) -> None:
-    bench.owned(of_client(), shape=AGENT)
+    bench.owned(of_client(), shape=replace(AGENT, is_confirmed=True))
 
     place = bench.hold(of_client(continues=["a1"]))
 
     assert (place.naming.is_judged, place.naming.continues) == (True, [])
+
+
+def test_turn_of_a_session_that_may_have_begun_with_a_side_call_offers_its_history(bench: Bench) -> None:
+    bench.owned(of_client(), shape=AGENT)
+
+    place = bench.hold(of_client(continues=["a1"]))
+
+    assert (place.naming.is_judged, place.naming.continues) == (True, ["a1"])
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------

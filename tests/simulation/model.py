@@ -107,6 +107,10 @@ class MemoryTables:
         )
         return [Holder(session_id, event_id, at) for _, _, session_id, (event_id, at) in found]
 
+    def named(self, name: str, value: str, limit: int) -> list[str]:
+        found = [place for place in self.keys if place[0] in ("header", "body") and place[1:3] == (value, name)]
+        return [session_id for *_, session_id in sorted(found, key=lambda place: place[0] != "header")][:limit]
+
     def requests(self, session_id: str) -> list[tuple[str, Holder]]:
         held = ((place, said) for place, said in self.keys.items() if place[0] == "request" and place[3] == session_id)
         return [(value, Holder(session_id, event_id, at)) for (_, value, _, _), (event_id, at) in held]
@@ -119,8 +123,11 @@ class MemoryTables:
         for place in [place for place in self.keys if place[3] == session_id and place[0] in kinds]:
             self.journal.append(Change("keys", place, self.keys.pop(place)))
 
-    def histories(self, value: str) -> list[str]:
-        return sorted(session_id for held, session_id in self.history if held == value)
+    def holds_history(self, value: str, session_id: str) -> bool:
+        return (value, session_id) in self.history
+
+    def histories(self, value: str, limit: int) -> list[str]:
+        return sorted(session_id for held, session_id in self.history if held == value)[:limit]
 
     def put_history(self, value: str, session_id: str, event_id: str) -> None:
         assert session_id in self.sessions

@@ -161,6 +161,57 @@ def _kinds_under(gateway: Gateway, value: str) -> list[str]:
     return kinds_of(gateway, derived_id(SESSION, value))
 
 
+MEMORY = {"system": "Keep what is worth keeping.", "tools": tools("Remember", "Forget", "Look")}
+WARM_UP = {"system": "You search files.", "tools": tools("Glob", "Grep")}
+NAMING = {"system": "Find a kebab-case name."}
+
+
+@pytest.mark.parametrize("first", [MEMORY, WARM_UP, NAMING], ids=["memory extraction", "warm-up of an agent", "naming"])
+def test_what_comes_before_the_conversation_under_its_id_is_beside_it(gateway: Gateway, first: dict[str, Any]) -> None:
+    name = f"came-first-{first['tools'][0]['name'] if 'tools' in first else 'naming'}"
+    with (
+        AnthropicTalk(gateway.url_of("daemon-2"), name, extra=first) as early,
+        AnthropicTalk(gateway.url, name, extra=WORK) as work,
+    ):
+        early.say("mend the gate" if first is MEMORY else "warm up")
+        session_ids = {work.say(text).session for text in ("mend the gate", "and the lock", "and the key")}
+    (session_id,) = session_ids
+    assert session_id == derived_id(SESSION, name)
+    assert kinds_of(gateway, session_id) == ["side", "turn", "turn", "turn"]
+    shown = gateway.session(session_id)
+    assert (shown["turns"], shown["message_count"], shown["parent_session_id"]) == (3, 5, None)
+    assert shown["gradient"]["last_known_input"] == work_input(gateway, session_id)
+
+
+def work_input(gateway: Gateway, session_id: str) -> int:
+    rows = [row for row in gateway.rows() if row.session_id == session_id and row.kind == "turn"]
+    return rows[-1].usage.prompt_tokens if rows[-1].usage else 0
+
+
+def test_conversation_id_keeps_its_turns_whatever_is_new_in_them(gateway: Gateway) -> None:
+    """The provider keeps the history, and instructions are said anew with every request."""
+    sessions = set()
+    for number in range(5):
+        extra = {
+            "conversation": "conv_turns",
+            "instructions": f"Instruction {number}.",
+            "tools": [{"type": "function", "name": f"tool_{number}", "parameters": {"type": "object"}}],
+        }
+        with ResponsesTalk(gateway.url_of(gateway.daemons[number % 2]), extra=extra) as talk:
+            sessions.add(talk.say(f"step {number}").session)
+    (session_id,) = sessions
+    assert kinds_of(gateway, session_id) == ["turn"] * 5
+
+
+def test_any_of_the_names_that_an_id_came_under_names_the_session(gateway: Gateway) -> None:
+    user = {"metadata": {"user_id": json.dumps({"session_id": "two-names", "device_id": "d"})}}
+    with AnthropicTalk(gateway.url, "two-names", extra=WORK | user) as talk:
+        session_id = talk.say("one").session
+        with AnthropicTalk(gateway.url_of("daemon-2"), extra=WORK | user) as stripped:
+            stripped.history = talk.history
+            assert stripped.say("two").session == session_id
+
+
 def test_conversation_handed_to_another_agent_goes_on_as_that_agents(gateway: Gateway) -> None:
     other = {"system": "You plan.\nYou never write code.", "tools": tools("Ask", "Plan", "Look")}
     with (
@@ -393,7 +444,8 @@ def test_unknown_header_is_learned_and_then_names_a_conversation_whose_beginning
     for number in (1, 2):
         converse(gateway, ["a", "b", "c"], agent | {"x-conversation-id": f"conversation-{number}"})
     with ChatTalk(gateway.url, headers=agent | {"x-conversation-id": "conversation-3"}) as talk:
-        sessions = {talk.say(text).session for text in ("long ago", "later", "now")}
+        # An answer that could be anybody's would prove nothing.
+        sessions = {talk.say(f"{text} words:40").session for text in ("long ago", "later", "now")}
         del talk.history[:2]
         assert {talk.say("the window slid").session} == sessions
     shown = gateway.session(sessions.pop())
@@ -432,6 +484,25 @@ def test_client_named_sessions_keep_their_ids_without_a_worker_and_others_are_jo
     assert shown[plain_id]["turns"] == 3
     assert len(shown) == 3
     assert shown[derived_id(AGENT, SESSION, "named", "a")]["parent_session_id"] == named_id
+
+
+def test_conversations_sprayed_over_daemons_without_a_worker_are_one_each_when_it_is_back(alone: Gateway) -> None:
+    talks = [[AnthropicTalk(alone.url_of(daemon)) for daemon in alone.daemons] for _ in range(6)]
+    for number, (first, second) in enumerate(talks):
+        second.history = first.history
+        first.say(f"conversation {number}, one")
+    alone.kill("worker")
+    for first, second in talks:
+        second.say("two")
+        first.say("three")
+        second.say("four")
+    alone.start_worker()
+    alone.wait_ready()
+    for first, second in talks:
+        first.say("five")
+        first.close()
+        second.close()
+    assert [shown["turns"] for shown in alone.sessions()] == [5] * 6
 
 
 def test_daemon_restarted_without_a_worker_joins_conversations_with_what_they_were(alone: Gateway) -> None:

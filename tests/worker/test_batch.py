@@ -472,6 +472,11 @@ TITLE = Shape(system="n1 n2", tools="", opening="fix it")
 HELPER = Shape(system="h1 h2 h3", tools="u1 u2", opening="find it")
 
 
+def confirmed(shape: Shape) -> Shape:
+    """As it stands in a session whose turns have a history."""
+    return replace(shape, is_confirmed=True)
+
+
 def of_client(session_id: str = "s", shape: Shape | None = AGENT, **fields: Any) -> Naming:
     """A request whose client named its session, and that its daemon judged to be what its row says."""
     values = {
@@ -510,7 +515,7 @@ def test_claim_of_a_turn_says_what_the_session_is_set_up_with(tables: MemoryTabl
 
     reply = claim(tables, of_client(), boot="d2")
 
-    assert (reply.role, reply.shape, reply.owned) == ("turn", AGENT, True)
+    assert (reply.role, reply.shape, reply.owned) == ("turn", confirmed(AGENT), True)
 
 
 def test_claim_without_a_shape_is_a_turn_whatever_it_holds(tables: MemoryTables) -> None:
@@ -585,7 +590,7 @@ def test_book_of_another_turns_end_stays_a_turn(tables: MemoryTables, shape: Sha
     naming = of_client(shape=shape, is_opening=is_opening)
     begin(tables, 1, naming)
     begin(tables, 2, of_client())
-    assert tables.sessions["s"].shape == AGENT
+    assert tables.sessions["s"].shape == confirmed(AGENT)
 
     assert book(tables, SETTLED, naming).role == "turn"
     assert tables.rows["event-0001"].kind == "turn"
@@ -611,14 +616,14 @@ def test_book_of_what_its_daemon_could_not_judge_is_judged_on_its_entry(
     ended = book(tables, event(2), unjudged)
     assert (ended.role, ended.why, tables.rows["event-0002"].kind) == ("side", row.why, "side")
     assert (tables.session_sums["s"].turns, tables.session_sums["s"].cost_nanousd) == (1, 100)
-    assert tables.histories("a1") == [], "no turn goes on from it"
+    assert tables.histories("a1", 9) == [], "no turn goes on from it"
 
 
 def test_book_of_what_its_daemon_could_not_judge_tells_it_what_the_session_is_set_up_with(
     tables: MemoryTables,
 ) -> None:
-    assert begin(tables, 1, of_client(is_judged=False)).shape == AGENT
-    assert begin(tables, 2, of_client(shape=TITLE, is_judged=False)).shape == AGENT
+    assert begin(tables, 1, of_client(is_judged=False)).shape == confirmed(AGENT)
+    assert begin(tables, 2, of_client(shape=TITLE, is_judged=False)).shape == confirmed(AGENT)
     assert begin(tables, 3, of_client()).shape is None, "it knew"
 
 
@@ -626,7 +631,7 @@ def test_book_of_what_its_daemon_judged_to_be_a_turn_is_one(tables: MemoryTables
     begin(tables, 1, of_client())
 
     assert begin(tables, 2, of_client(shape=HELPER)).role == "turn"
-    assert tables.sessions["s"].shape == HELPER
+    assert tables.sessions["s"].shape == confirmed(HELPER)
 
 
 def test_book_of_an_end_that_came_alone_is_judged_if_its_daemon_could_not(tables: MemoryTables) -> None:
@@ -829,7 +834,7 @@ def test_book_of_a_long_and_a_shorter_answer_late_keeps_the_longer(tables: Memor
     book(tables, event(1), late)
 
     assert {place[1] for place in tables.keys} == {"link 2", "resp_2"}
-    assert tables.histories("resp_1") == ["s"], "what went on from it is a fork"
+    assert tables.histories("resp_1", 9) == ["s"], "what went on from it is a fork"
 
 
 # -- what is said of it all --------------------------------------------------------------------------------------------

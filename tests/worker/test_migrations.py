@@ -226,7 +226,7 @@ def test_answers_of_schema_2_become_the_sessions_history(path: Path, monkeypatch
     put_rows_of_schema_2(path)
     Store(path).close()
     reader = Reader(path)
-    assert [reader.tables.histories(value) for value in ("a2", "q3", "h")] == [["old"], [], []]
+    assert [reader.tables.histories(value, 9) for value in ("a2", "q3", "h")] == [["old"], [], []]
     assert [holder.session_id for holder in reader.tables.holders(["answer"], "a2")] == ["old"]
     reader.close()
 

@@ -103,12 +103,16 @@ def test_tree_counts_sub_agents_and_theirs_with_their_side_calls(store: Store, r
     }
 
 
-def test_tree_of_sessions_that_started_each_other_counts_each_once(store: Store, reader: Reader) -> None:
+def test_session_is_not_started_by_one_that_it_started_itself(store: Store, reader: Reader) -> None:
+    """Whatever clients say: a tree of costs has a root."""
     put(store, child("one", "two"), child("two", "one"))
 
-    trees = [record.tree.cost_nanousd for record in page_of_sessions(reader.execute, "", 10).records]
+    records = page_of_sessions(reader.execute, "", 10).records
 
-    assert trees == [2_000, 2_000]
+    assert {r.session.session_id: (r.session.parent_session_id, r.tree.cost_nanousd) for r in records} == {
+        "one": ("two", 1_000),
+        "two": (None, 2_000),
+    }
 
 
 def test_tree_of_a_sub_agent_whose_mother_never_came_is_its_own(store: Store, reader: Reader) -> None:

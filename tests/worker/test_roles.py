@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from worker.protocol import SKETCH_HASHES_MAX, Shape
 from worker.roles import Role, alike, role_of, said_of_side, shape_after
@@ -57,7 +58,25 @@ STORIES = {
     "summary of the history with other tools": Story(shape(OTHER_PROMPT, OTHER_TOOLS), "side", continues=True),
     "sub-agent with other tools": Story(shape(OTHER_PROMPT, OTHER_TOOLS, "find it"), "child", is_opening=True),
     "sub-agent with other tools, later": Story(shape(OTHER_PROMPT, OTHER_TOOLS, "find it"), "child"),
-    "sub-agent with nearly all tools": Story(shape(OTHER_PROMPT, NEARLY_ALL_TOOLS, "find it"), "child"),
+    "sub-agent with nearly all tools": Story(
+        shape(OTHER_PROMPT, NEARLY_ALL_TOOLS, "find it"), "child", is_spoken=False
+    ),
+    "prompt made for each request over a window of the history": Story(
+        shape(OTHER_PROMPT, NEARLY_ALL_TOOLS, "later"), "turn"
+    ),
+    "chat goes on from a title that came first": Story(
+        shape(OTHER_PROMPT, NONE, "hello"), "turn", shape(TITLE_PROMPT, NONE), continues_aside=True
+    ),
+    "extraction came first, then the conversation": Story(
+        AGENT, "turn", shape(OTHER_PROMPT, OTHER_TOOLS), is_opening=True
+    ),
+    "sub-agent came first, then the conversation": Story(
+        AGENT, "turn", shape(OTHER_PROMPT, OTHER_TOOLS, "find it"), is_opening=True
+    ),
+    "sub-agent with more tools of a conversation under way": Story(
+        shape(OTHER_PROMPT, hashes("seek", 30), "find it"), "child", replace(AGENT, is_confirmed=True), is_opening=True
+    ),
+    "another agent over a pruned history": Story(shape(OTHER_PROMPT, OTHER_TOOLS), "turn", continues_aside=True),
     "sub-agent with the same prompt": Story(shape(PROMPT, OTHER_TOOLS, "find it"), "child", is_opening=True),
     "sub-agent going on from a side call": Story(shape(OTHER_PROMPT, NONE, "find it"), "child", continues_aside=True),
     "extraction going on from a side call": Story(shape(OTHER_PROMPT, NONE), "side", continues_aside=True),
@@ -137,11 +156,11 @@ def test_alike_looks_at_the_smallest_hashes_of_both_alone() -> None:
 def test_shape_after_a_turn_is_the_turns_unless_that_had_no_tools() -> None:
     without_tools = shape(OTHER_PROMPT, NONE)
 
-    assert shape_after(None, without_tools) == without_tools
-    assert shape_after(CHAT, AGENT) == AGENT
-    assert shape_after(AGENT, shape(DATED)) == shape(DATED)
-    assert shape_after(AGENT, without_tools) == AGENT
-    assert shape_after(CHAT, without_tools) == without_tools
+    assert shape_after(None, without_tools, goes_on=False) == without_tools
+    assert shape_after(CHAT, AGENT, goes_on=False) == AGENT
+    assert shape_after(AGENT, shape(DATED), goes_on=False) == shape(DATED)
+    assert shape_after(AGENT, without_tools, goes_on=False) == AGENT
+    assert shape_after(CHAT, without_tools, goes_on=False) == without_tools
 
 
 def test_side_call_is_explained_by_what_names_its_session_and_what_it_is() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
 
 from tests.conftest import Tell
 from tests.worker.writing import booking, claim, naming, row, snapshot_write, write
@@ -375,7 +376,7 @@ def test_session_comes_back_with_all_that_is_known_of_it(store: Store) -> None:
     commit(store, write(Booking(naming=named, row=row(1, "child"), epoch=0, seen=9)))
     session = store._tables.session("child")
     assert session is not None
-    assert (session.shape, session.why, session.parent_session_id) == (shape, why, "mother")
+    assert (session.shape, session.why, session.parent_session_id) == (replace(shape, is_confirmed=True), why, "mother")
 
 
 def test_snapshot_comes_back_as_it_was_written(store: Store) -> None:

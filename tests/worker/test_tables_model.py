@@ -196,7 +196,7 @@ def answers_of(tables: Tables) -> dict[str, Any]:
     hinted = [(f"x-{kind}", value) for kind in ("session", "header", "field") for value in ("v", "w", "x")]
     values = (*_CHAIN, *(f"aside {value}" for value in _CHAIN))
     return {
-        "histories": [tables.histories(value) for value in values],
+        "histories": [tables.histories(value, 9) for value in values],
         "holders": [tables.holders(["answer", "request"], value) for value in _CHAIN],
         "hint": [tables.hint(session_id, "x-session") for session_id in _SESSIONS],
         "hinted": [tables.hinted(name, value, 2) for name, value in hinted],

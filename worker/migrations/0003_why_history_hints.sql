@@ -23,7 +23,7 @@ CREATE TABLE session_history (
 
 CREATE INDEX session_history_by_session ON session_history (session_id);
 
-INSERT INTO session_history (value, session_id, event_id)
+INSERT OR IGNORE INTO session_history (value, session_id, event_id)
     SELECT value, session_id, event_id FROM session_key WHERE kind = 'answer';
 
 -- The last value (a keyed hash) of each hint a session came with, and for how many turns in a row.
