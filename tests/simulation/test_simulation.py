@@ -41,7 +41,7 @@ def test_one_seed_twice_has_one_history() -> None:
 
 def test_seeds_meet_the_situations_the_checks_are_for() -> None:
     seen: Counter[str] = Counter()
-    for seed in range(30):
+    for seed in range(80):
         world = World(seed)
         world.live()
         seen.update(world.checks.seen)
