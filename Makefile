@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up test check crash lock clean
+.PHONY: up test check crash oracle lock clean
 
 up: $(VENV)/.run
 	@exec $(BIN)/perdure up
@@ -20,6 +20,10 @@ check: $(VENV)/.dev
 # The long kill campaign.  Options: CYCLES, SEED.
 crash: $(VENV)/.dev
 	$(BIN)/python -m tests.crash --cycles $(or $(CYCLES),1000) $(if $(SEED),--seed $(SEED))
+
+# Generated conversations and look-alikes against the truth.  Options: CONVERSATIONS, PAIRS, SEED.
+oracle: $(VENV)/.dev
+	$(BIN)/python -m tests.oracle --conversations $(or $(CONVERSATIONS),5000) --pairs $(or $(PAIRS),100000) --seed $(or $(SEED),1)
 
 # Both lock files from pyproject.toml, with hashes.
 lock: $(VENV)/.dev
