@@ -147,3 +147,9 @@ def test_account_of_a_credential_without_a_hash_key_is_empty() -> None:
 )
 def test_is_id_takes_what_can_be_shown_and_is_not_too_long(value: str, *, expected: bool) -> None:
     assert is_id(value) is expected
+
+
+@pytest.mark.parametrize("value", ["undefined", "null", "None", " ", "0", "-", "NaN", "false"])
+def test_what_programs_write_for_nothing_is_no_id(value: str) -> None:
+    """Else all users of a client with an unset variable were one session."""
+    assert not is_id(value)

@@ -806,3 +806,37 @@ def test_eviction_never_drops_a_session_in_use(kept_by: str) -> None:
     bench.hold(Naming(session_id="b", confirmed=False))
 
     assert bench.sessions.counts()["held"] == 2
+
+
+# -- what was found between the lines ----------------------------------------------------------------------------------
+
+
+def test_end_under_a_former_name_is_placed_after_names_were_forgotten(bench: Bench) -> None:
+    """A correction of any sessions makes daemons forget what ids became of which."""
+    held = bench.hold().held
+    booking = bench.settle(held, row(1))
+    claim = next(body for body in bench.link.put_bodies if isinstance(body, Claim))
+    bench.answer(claim, session_id="canonical", epoch=1, owned=True)
+    bench.sessions.amended()
+    bench.answer(booking, session_id="canonical", epoch=1, owned=True, position=1)
+
+    now = bench.sessions.current(held)
+
+    assert (dict(now.pending), now.position) == ({}, 1)
+
+
+def test_two_that_go_on_from_one_answer_without_the_worker_are_two(bench: Bench) -> None:
+    answered = replace(S, session_id="a", keys=[Key(kind="answer", name="chain", value="A1")])
+    bench.owned(answered)
+    bench.index.learn("a", answered.keys)
+    bench.link.is_heard = False
+
+    def going(number: int) -> Naming:
+        key = Key(kind="request", name="chain", value=f"R{number}")
+        return Naming(session_id=f"drawn{number}", confirmed=False, continues=["A1"], keys=[key], chain_length=3)
+
+    first = bench.hold(going(1))
+    first.held.turns_in_flight += 1
+    second = bench.hold(going(2))
+
+    assert (first.held.session_id, second.held.session_id) == ("a", "drawn2")

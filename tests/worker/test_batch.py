@@ -26,6 +26,7 @@ from worker.protocol import (
     Usage,
     Why,
 )
+from worker.stored import HOLDERS_MAX
 
 NOON = 1_750_000_000_000
 OPEN = Row(
@@ -869,3 +870,64 @@ def test_history_of_a_named_session_names_nothing(tables: MemoryTables) -> None:
 
     assert {place[0] for place in tables.keys} == set()
     assert tables.sessions["s"].fingerprint is None
+
+
+# -- told late, and held by many ---------------------------------------------------------------------------------------
+
+
+def test_claim_of_a_turn_that_a_later_one_went_through_finds_the_session(tables: MemoryTables) -> None:
+    """While the worker was away, two daemons answered in turns, and the later one tells first."""
+    book(tables, replace(SETTLED, event_id="event-1"), named("s", keys=keys(("answer", "a1")), chain_length=2))
+    later = named("s", continues=["a2", "u2", "a1", "u1"], keys=keys(("answer", "a3")), chain_length=6)
+    book(tables, replace(SETTLED, event_id="event-3"), later)
+
+    reply = claim(tables, named("drawn", continues=["a1", "u1"], keys=keys(("request", "u2")), chain_length=3))
+    other = claim(tables, named("other", continues=["a1", "u1"], keys=keys(("request", "w2")), chain_length=3))
+
+    assert reply.session_id == "s"
+    assert other.session_id == "other", "that one turned off"
+    assert tables.sessions["other"].forked_from == "s"
+
+
+def test_claim_without_a_name_never_finds_what_a_named_session_went_through(tables: MemoryTables) -> None:
+    by_client = {"header_name": "x-session-id", "header_session_id": "v"}
+    book(tables, replace(SETTLED, event_id="event-1"), named("s", keys=keys(("history", "a1")), **by_client))
+    later = named("s", continues=["a2", "u2", "a1", "u1"], keys=keys(("history", "a3")), **by_client)
+    book(tables, replace(SETTLED, event_id="event-3"), later)
+
+    assert claim(tables, named("drawn", continues=["a1", "u1"], keys=keys(("request", "u2")))).session_id == "drawn"
+
+
+def test_value_held_by_many_is_kept_for_no_more_of_them(tables: MemoryTables) -> None:
+    """A program that asks the same and is answered the same every minute must not make each turn slower."""
+    for number in range(3 * HOLDERS_MAX):
+        event = f"event-{number:03}"
+        book(tables, replace(SETTLED, event_id=event), named(f"s{number}", keys=keys(("answer", "ok")), chain_length=2))
+
+    assert len(tables.holders(["answer"], "ok")) == HOLDERS_MAX
+    assert claim(tables, named("drawn", continues=["ok"])).session_id == "drawn"
+
+
+def test_claims_of_two_that_go_on_from_one_answer_at_once_are_two(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+
+    first, second, again = (
+        claim(tables, named(f"drawn-{place}", continues=["a1", "u1"], keys=keys(("request", link)), chain_length=3))
+        for place, link in enumerate(("left", "right", "left"))
+    )
+
+    assert [first.session_id, second.session_id, again.session_id] == ["s", "drawn-1", "s"]
+
+
+def test_late_end_of_a_request_that_was_repeated_keeps_the_answer_of_the_other(tables: MemoryTables) -> None:
+    """The client went on from either: it had both."""
+    chained = {"continues": ["a1", "u1"], "chain_length": 3}
+    for event, at in (("event-1", 10), ("event-2", 20)):
+        opened = replace(OPEN, event_id=event, started_at=at)
+        book(tables, opened, named("s", keys=keys(("request", "u2")), **chained))
+    for event, at, link in (("event-2", 20, "retried"), ("event-1", 10, "late")):
+        settled = replace(SETTLED, event_id=event, started_at=at, ended_at=30)
+        book(tables, settled, named("s", keys=keys(("answer", link)), chain_length=4))
+
+    for link in ("retried", "late"):
+        assert claim(tables, named("drawn", continues=[link, "u2", "a1"])).session_id == "s"
