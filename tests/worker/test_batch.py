@@ -931,3 +931,21 @@ def test_late_end_of_a_request_that_was_repeated_keeps_the_answer_of_the_other(t
 
     for link in ("retried", "late"):
         assert claim(tables, named("drawn", continues=[link, "u2", "a1"])).session_id == "s"
+
+
+def test_begin_of_the_conversation_sets_aside_what_came_before_it(tables: MemoryTables) -> None:
+    """A memory extraction, or an agent's warm-up, that nothing told from the session's first turn."""
+    book(tables, OPEN, of_client(shape=HELPER, is_opening=True))
+    book(tables, SETTLED, of_client(shape=HELPER, is_opening=True, keys=keys(("history", "h1"))))
+    claim(tables, of_client(shape=HELPER, is_opening=True), boot="d1")
+    bigger = replace(AGENT, tools=f"{AGENT.tools} t5 t6")
+
+    begun = replace(OPEN, event_id="event-2")
+    outcome = do(tables, Booking(naming=of_client(shape=bigger, is_opening=True), row=begun, epoch=1, seen=9), "d2")
+
+    session = tables.sessions["s"]
+    assert (session.shape, session.snapshot, session.owner) == (bigger, None, "")
+    assert [(boot, lost.session_id) for boot, lost in outcome.lost] == [("d1", "s")]
+    assert tables.rows[SETTLED.event_id].kind == "side"
+    assert tables.session_sums["s"].turns == 1
+    assert tables.holds_history("aside h1", "s") and not tables.holds_history("h1", "s")
