@@ -23,9 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from daemon.views import session_object
@@ -66,10 +66,18 @@ class Gateway:
     """A worker and one or more daemons.  Processes have names: "worker", "daemon", and then "daemon-2", "daemon-3", …
 
     As a context manager it starts nothing by itself and leaves nothing behind.  `settings` are those of
-    `worker.settings`, by name: `Gateway(provider, tick_seconds=0.2)`.
+    `worker.settings`, by name: `Gateway(provider, tick_seconds=0.2)`.  `programs`: by a process's name, the command that
+    is run in its place.
     """
 
-    def __init__(self, provider: ScriptedProvider, *, daemons: int = 1, **settings: object) -> None:
+    def __init__(
+        self,
+        provider: ScriptedProvider,
+        *,
+        daemons: int = 1,
+        programs: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        **settings: object,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="pd-"))
         self.database = self.directory / "perdure.db"
         self.daemons = ["daemon", *(f"daemon-{number}" for number in range(2, daemons + 1))]
@@ -82,6 +90,7 @@ class Gateway:
             "PERDURE_OPENAI_URL": provider.url,
             **{f"PERDURE_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        self._programs = programs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -260,8 +269,9 @@ class Gateway:
         if name != "worker":
             environment["PERDURE_LISTEN"] = f"{HOST}:{self.ports[name]}"
         with (self.directory / f"{name}.log").open("ab") as log:
+            program = "worker" if name == "worker" else "daemon"
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "worker" if name == "worker" else "daemon"],
+                self._programs.get(name, [sys.executable, "-P", "-m", program]),
                 env=environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
