@@ -66,8 +66,8 @@ class Gateway:
     """A worker and one or more daemons.  Processes have names: "worker", "daemon", and then "daemon-2", "daemon-3", …
 
     As a context manager it starts nothing by itself and leaves nothing behind.  `settings` are those of
-    `worker.settings`, by name: `Gateway(provider, tick_seconds=0.2)`.  `programs`: by a process's name, the command that
-    is run in its place.
+    `worker.settings`, by name: `Gateway(provider, tick_seconds=0.2)`.  `programs`: by a process's name, the command
+    that is run in its place.
     """
 
     def __init__(
