@@ -20,6 +20,7 @@ from typing import Final
 from daemon.outbox import Entry, Outbox
 from daemon.worker_client import WorkerClient
 from worker import protocol
+from worker.curve import DaemonKeys
 from worker.protocol import Amend, Amended, Command, Merge, Split, Undo
 from worker.runtime import EXIT_UNAVAILABLE, EXIT_USAGE, Fatal
 
@@ -29,19 +30,20 @@ ANSWER_SECONDS: Final = 30.0
 """How long it may take to answer: a correction of a very long session takes seconds, a restart in between one."""
 
 
-def amend(act: Merge | Split | Undo, address: str) -> Amended:
+def amend(act: Merge | Split | Undo, address: str, keys: DaemonKeys | None) -> Amended:
     """What the worker has done.  Raises Fatal where it is not there, refuses, or does not say."""
-    return asyncio.run(_amend(Amend(request=draw_id(), act=act), address))
+    return asyncio.run(_amend(Amend(request=draw_id(), act=act), address, keys))
 
 
 def draw_id() -> str:
     return secrets.token_hex(16)
 
 
-async def _amend(body: Amend, address: str) -> Amended:
+async def _amend(body: Amend, address: str, keys: DaemonKeys | None) -> Amended:
     listener = _Listener()
     link = WorkerClient(
         address=address,
+        keys=keys,
         hello=_hello(),
         outbox=Outbox(1),
         metrics=list,

@@ -33,6 +33,7 @@ from daemon.sessions import Sessions
 from daemon.upstream import Upstream
 from daemon.worker_client import WorkerClient
 from worker import protocol
+from worker.curve import daemon_keys
 from worker.metrics import families_of
 from worker.settings import RELOADED, Settings
 
@@ -98,6 +99,7 @@ class Daemon:
         )
         self._link = WorkerClient(
             address=settings.worker_url,
+            keys=daemon_keys(settings.worker_url, settings.curve_dir),
             hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
             outbox=self._outbox,
             metrics=self._families,
@@ -178,7 +180,9 @@ class Daemon:
         """The order of stopping: nothing new, streams, settled rows, snapshots, goodbye."""
         self._become(Phase.DRAINING)
         self._own.is_draining = True
-        await self._server.drain(IDLE_DRAIN_SECONDS, self._settings.drain_seconds)
+        # A socket that was passed is shared: whoever asks it next gets a daemon that goes on.
+        notice_seconds = 0.0 if self._listen_fd is not None else self._settings.notice_seconds
+        await self._server.drain(IDLE_DRAIN_SECONDS, self._settings.drain_seconds, notice_seconds)
         self._become(Phase.FLUSHING)
         deadline = time.monotonic() + FLUSH_SECONDS
         # Snapshots are taken of acknowledged rows only, so the rows go first.

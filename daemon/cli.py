@@ -33,6 +33,7 @@ from daemon.amend import amend, draw_id
 from daemon.pages import SESSIONS_HEADER, change_line, changed_page, session_line, session_page, status_page
 from daemon.views import account_object, change_object, session_object
 from worker import runtime
+from worker.curve import daemon_keys, make_keys
 from worker.protocol import SPLIT_EVENTS_MAX, Merge, Split, Undo
 from worker.records import (
     DamagedRow,
@@ -275,7 +276,7 @@ def log(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _change(act: Merge | Split | Undo, settings: Settings, options: argparse.Namespace) -> int:
-    amended = amend(act, settings.worker_url)
+    amended = amend(act, settings.worker_url, daemon_keys(settings.worker_url, settings.curve_dir))
     shown = {name: getattr(amended, name) for name in ("change", "verb", "session_id", "other_id", "moved", "stayed")}
     shown["undoes"] = act.change if isinstance(act, Undo) else None
     print(json.dumps(shown, indent=2) if options.json else changed_page(shown))
@@ -302,6 +303,19 @@ def _unknown(what: str, name: str, remedy: str) -> Fatal:
         f"no {what}, or more than one, goes by {name!r}; `{remedy}` lists them "
         "(an id, an alias, or at least six characters that only one id begins with)",
     )
+
+
+def new_keys(_settings: Settings, options: argparse.Namespace) -> int:
+    """A directory of CURVE keys, or one more pair in it."""
+    made = make_keys(options.directory, options.machine)
+    print("\n".join(f"made {path}" for path in made))
+    if options.machine:
+        print(f"On that machine: {made[0].name} as daemon.secret, and worker.public.  Here {made[1].name} lets it in.")
+    else:
+        print(
+            f"Start worker and daemons with PERDURE_CURVE_DIR={options.directory.absolute()} PERDURE_WORKER_URL=tcp://…"
+        )
+    return runtime.EXIT_OK
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
@@ -408,6 +422,9 @@ def _parser() -> _Parser:
         each.add_argument("--json", action="store_true", help="for programs: the objects of /api")
     shown[1].add_argument("--limit", type=_positive, metavar="N", help="at most so many (default: all)")
     shown[2].add_argument("id", metavar="ID", help=_ID)
+    keys = _verb(verbs, "keys", "perdure keys /etc/perdure/keys", "make the keys that tcp:// needs", None, act=new_keys)
+    keys.add_argument("directory", metavar="DIRECTORY", type=Path, help="where; PERDURE_CURVE_DIR names it afterwards")
+    keys.add_argument("--for", dest="machine", default="", metavar="NAME", help="a pair for one more machine's daemons")
     _add_corrections(verbs)
     return parser
 
@@ -417,7 +434,7 @@ def _add_corrections(verbs: _Verbs) -> None:
     does = "correct which session turns were given: audited, and undoable"
     session = _verb(verbs, "session", "perdure session merge 4f1c2b 9a07de", does, None)
     verb = partial(_verb, session.add_subparsers(metavar="VERB", required=True))
-    places = ("state_dir", "runtime_dir", "worker_url")
+    places = ("state_dir", "runtime_dir", "worker_url", "curve_dir")
     made = [
         verb("merge", "perdure session merge 4f1c2b 9a07de", "make one session part of another", places, act=merge),
         verb(

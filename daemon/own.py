@@ -76,7 +76,7 @@ class OwnPaths:
     def readiness(self) -> dict[str, Any]:
         """ready: all is well; degraded: turns are answered but not committed; unready: starting or draining."""
         checks = {
-            "worker": "ok" if self._link.is_heard else _WORKER[self._link.state],
+            "worker": "ok" if self._link.is_heard else self._link.trouble or _WORKER[self._link.state],
             "index": "ok" if self._link.preloaded.is_set() else "not loaded",
         }
         if self.is_draining or not self._given_up.is_set():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -21,6 +22,7 @@ import zmq
 
 from daemon.outbox import Body, Entry, Outbox
 from worker import protocol
+from worker.curve import DaemonKeys, over_tcp
 from worker.protocol import Command, ProtocolError
 
 ACK_WAIT_SECONDS: Final = 0.25
@@ -31,6 +33,10 @@ PING_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 3.0
 """Silence, though pinged every second, after which the worker is not heard, also when nobody waits for it."""
 QUERY_SECONDS: Final = 5.0
+HANG_UPS_MAX: Final = 5
+"""Handshakes broken off in a row that no restart of the worker explains."""
+KNOCK_SECONDS: Final = 1.0
+"""How long a daemon that was turned away waits before it tries again."""
 HIGH_WATER_MARK: Final = 1_000
 """Messages ZeroMQ may queue each way; the bounded queue that counts is the outbox."""
 RECONNECT_MILLISECONDS: Final = (50, 1_000)
@@ -69,6 +75,7 @@ class WorkerClient:
         self,
         *,
         address: str,
+        keys: DaemonKeys | None = None,
         hello: protocol.Hello,
         outbox: Outbox,
         metrics: Callable[[], list[protocol.Family]],
@@ -78,6 +85,8 @@ class WorkerClient:
         self.preloaded = asyncio.Event()
         self._emptied = asyncio.Event()
         self.unacknowledged_answers = 0
+        self.trouble = ""
+        """Why nothing can be heard of the worker, where that is known; until it is heard."""
         self._committing = True
         self._changes: int | None = None
         self._address = address
@@ -92,11 +101,14 @@ class WorkerClient:
         self._waiters: dict[int, asyncio.Future[bool]] = {}
         self._queries: dict[int, asyncio.Future[protocol.Answer]] = {}
         self._query_sequence = _QUERIES_FROM
+        self._turned_away_at = 0.0
+        self._hung_up = 0
         self._last_heard = 0.0
         self._last_ping = 0.0
         self._reading = False
         self._context = zmq.Context()
-        self._socket = _dealer(self._context, hello.boot)
+        self._socket = _dealer(self._context, hello.boot, keys)
+        self._handshakes = _handshakes(self._socket) if keys else None
         self._descriptor = int(self._socket.getsockopt(zmq.FD))
 
     @property
@@ -167,6 +179,9 @@ class WorkerClient:
         if self.state is LinkState.READY:
             self._send(Command.BYE, protocol.Bye())
         self._loop.remove_reader(self._descriptor)
+        if self._handshakes is not None:
+            self._socket.disable_monitor()
+            self._handshakes.close(linger=0)
         # Nothing that matters is in flight after the last acknowledgement; the linger only carries the BYE.
         self._socket.close(linger=_BYE_MILLISECONDS)
         self._context.term()
@@ -175,6 +190,7 @@ class WorkerClient:
 
     def _beat(self) -> None:
         now = time.monotonic()
+        self._look_at_handshakes(now)
         if self.state is LinkState.READY and now - self._last_heard > SILENT_SECONDS:
             self._become(LinkState.SILENT)
         if self._welcome is None:
@@ -205,6 +221,33 @@ class WorkerClient:
                 self._loop.call_soon(self._read)
         return True
 
+    def _look_at_handshakes(self, now: float) -> None:
+        """Tell an operator, once, that the worker and this daemon do not know each other's keys; and try again, since
+        keys come: ZeroMQ itself takes a refusal for final."""
+        try:
+            while self._handshakes is not None:
+                event = int.from_bytes(self._handshakes.recv_multipart(zmq.NOBLOCK)[0][:2], sys.byteorder)
+                if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                    # One that cannot read our greeting hangs up; so does one that dies, but not over and over.
+                    self._hung_up += 1
+                    if self._hung_up == HANG_UPS_MAX:
+                        self._complain("hangs up on us: it is not the one whose key is in worker.public")
+                else:
+                    self._complain("does not accept our key")
+                    self._turned_away_at = now
+        except zmq.Again:
+            pass
+        if self._turned_away_at and now - self._turned_away_at >= KNOCK_SECONDS:
+            self._turned_away_at = 0.0
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(self._address)
+            self._socket.connect(self._address)
+
+    def _complain(self, trouble: str) -> None:
+        if self.trouble != trouble:
+            self.trouble = trouble
+            self._log.error("the worker at %s %s; requests go on without it", self._address, trouble)
+
     # -- hearing ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
@@ -229,6 +272,8 @@ class WorkerClient:
             self._log.warning("the worker sent what is not our protocol: %s", error)
             return
         self._last_heard = time.monotonic()
+        self.trouble = ""
+        self._hung_up = 0
         if self.state is LinkState.SILENT and self._welcome is not None:
             self._become(LinkState.READY)
         match message.body:
@@ -323,8 +368,18 @@ class WorkerClient:
         self.state = state
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]], boot: str) -> zmq.Socket[bytes]:
+def _handshakes(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Where ZeroMQ tells of peers that refused our key, or that we refused."""
+    return socket.get_monitor_socket(_FAILED_HANDSHAKES)
+
+
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], boot: str, keys: DaemonKeys | None) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.worker)
+        over_tcp(socket)
     socket.setsockopt(zmq.ROUTING_ID, boot.encode())
     # EAGAIN instead of a silent queue to an absent worker: what is unsent belongs in the outbox.
     socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -339,6 +394,9 @@ def _dealer(context: zmq.Context[zmq.Socket[bytes]], boot: str) -> zmq.Socket[by
 
 INDEX_KEYS_MAX: Final = 100_000
 """Newest identity keys loaded before the first request is identified, about 30 MB."""
+_FAILED_HANDSHAKES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 _QUERIES_FROM: Final = 2**62
 """Queries are numbered apart from writes, so that a refusal always says what it refuses."""
 _BYE_MILLISECONDS: Final = 100

@@ -82,7 +82,7 @@ class Gateway:
         self.database = self.directory / "perdure.db"
         self.daemons = ["daemon", *(f"daemon-{number}" for number in range(2, daemons + 1))]
         self.ports = dict(zip(self.daemons, free_ports(daemons), strict=True))
-        self._environment = {
+        self.environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "PERDURE_STATE_DIR": str(self.directory),
             "PERDURE_RUNTIME_DIR": str(self.directory / "run"),
@@ -130,6 +130,10 @@ class Gateway:
 
     def start_worker(self) -> None:
         self._start("worker")
+
+    def launch(self, name: str) -> None:
+        """Start a process and look no further: one that is to refuse."""
+        self._start(name)
 
     def start_daemon(self, name: str = "daemon") -> None:
         """Start one daemon, and return once it listens: with a worker it is ready soon, without one degraded."""
@@ -265,7 +269,7 @@ class Gateway:
 
     def _start(self, name: str) -> None:
         assert not self.is_running(name), f"{name} is running"
-        environment = dict(self._environment)
+        environment = dict(self.environment)
         if name != "worker":
             environment["PERDURE_LISTEN"] = f"{HOST}:{self.ports[name]}"
         with (self.directory / f"{name}.log").open("ab") as log:

@@ -22,14 +22,14 @@ NAMES = sorted(TREES)
 LINES_MAX = 70
 LINES_P90_MAX = 40
 
-SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records"}
+SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "curve"}
 """What a daemon may use of the worker's layer."""
 ALSO = {"daemon/cli.py": {"store"}}
 """The command line reads the database itself, so that it works with every process dead."""
 
 EDGES = {
     "apsw": {"worker/store.py"},
-    "zmq": {"worker/server.py", "daemon/worker_client.py"},
+    "zmq": {"worker/server.py", "worker/curve.py", "daemon/worker_client.py"},
     "aiohttp": {"daemon/http_server.py", "daemon/upstream.py"},
 }
 PURE = [

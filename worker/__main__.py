@@ -14,6 +14,7 @@ from logging import Logger
 from pathlib import Path
 
 from worker import runtime
+from worker.curve import worker_keys
 from worker.health import Heart
 from worker.server import RETRY_SECONDS, AddressRefused, Server
 from worker.settings import BadSettings, Settings, load
@@ -44,12 +45,14 @@ def serve(settings: Settings) -> None:
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)
     runtime.private_directory(Path(settings.state_dir))
-    socket = Path(settings.worker_url.removeprefix("ipc://"))
-    runtime.private_directory(socket.parent)
     runtime.private_directory(Path(settings.runtime_dir))
     runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory")
-    # ZeroMQ would take the path from a worker that serves another state directory, without a word.
-    runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
+    if settings.worker_url.startswith("ipc://"):
+        socket = Path(settings.worker_url.removeprefix("ipc://"))
+        runtime.private_directory(socket.parent)
+        # ZeroMQ would take the path from a worker that serves another state directory, without a word.
+        runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
+    keys = worker_keys(settings.worker_url, settings.curve_dir)
     # Until there is something to finish, a signal ends the process at once.
     runtime.on_signals(lambda: sys.exit(runtime.EXIT_OK))
     try:
@@ -57,6 +60,7 @@ def serve(settings: Settings) -> None:
         server = Server(
             store,
             settings.worker_url,
+            keys=keys,
             version=version("perdure"),
             boot=secrets.token_hex(8),
             log=log,
@@ -70,8 +74,11 @@ def serve(settings: Settings) -> None:
             store.abandon()
             raise
         store.close()
-    except (StoreRefused, AddressRefused) as error:
+    except StoreRefused as error:
         raise runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
+    except AddressRefused as error:
+        status = runtime.EXIT_UNAVAILABLE if error.is_taken else runtime.EXIT_CONFIGURATION
+        raise runtime.Fatal(status, str(error)) from error
     log.info("stopped")
 
 

@@ -33,6 +33,9 @@ class WorkerMetrics:
         )
         self.writes = Counter("perdure_committed_writes", "Writes committed", registry=self.registry)
         self.refused = Counter("perdure_refused_frames", "Frames refused by the worker", registry=self.registry)
+        self.strangers = Counter(
+            "perdure_strangers", "Peers turned away, whose key is not known", registry=self.registry
+        )
         self.failed_commits = Counter(
             "perdure_failed_commits", "Transactions the disk refused, to be tried again", registry=self.registry
         )

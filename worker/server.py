@@ -9,6 +9,7 @@ socket, so a lone write is committed at once and a crowd shares its fsyncs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -26,6 +27,7 @@ from msgspec.structs import replace
 from worker import protocol
 from worker.batch import Outcome, Write
 from worker.census import Census
+from worker.curve import Door, WorkerKeys, over_tcp
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
 from worker.records import account_of, page_of_sessions
@@ -52,7 +54,11 @@ SHOWN_ROWS: Final = 50
 
 
 class AddressRefused(Exception):
-    """The address can not be bound; the message says why."""
+    """The address can not be bound; the message says why.  `is_taken`: by another process, now."""
+
+    def __init__(self, message: str, *, is_taken: bool) -> None:
+        super().__init__(message)
+        self.is_taken = is_taken
 
 
 class Phase(Enum):
@@ -69,7 +75,15 @@ class Server:
     AddressRefused."""
 
     def __init__(
-        self, store: Store, address: str, *, version: str, boot: str, log: logging.Logger, beat: Callable[[], None]
+        self,
+        store: Store,
+        address: str,
+        *,
+        keys: WorkerKeys | None = None,
+        version: str,
+        boot: str,
+        log: logging.Logger,
+        beat: Callable[[], None],
     ) -> None:
         self.phase = Phase.IDLE
         self._store = store
@@ -95,18 +109,23 @@ class Server:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._queries = Queries(store.path, self._wake)
         self._context = zmq.Context()
-        self._socket = _router(self._context)
+        self._door = Door(self._context, keys, self._metrics.strangers.inc, log) if keys else None
+        self._socket = _router(self._context, self._door)
 
     def run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
+        if self._door is not None:
+            poller.register(self._door.socket, zmq.POLLIN)
         try:
             self._bind()
             while not self._stopping:
                 self.phase = Phase.IDLE
                 poller.poll(self._patience_milliseconds())
                 self._drain_wake()
+                if self._door is not None:
+                    self._door.answer()
                 self._gather()
                 self._commit()
                 self._send_answers()
@@ -125,7 +144,9 @@ class Server:
         try:
             self._socket.bind(self._address)
         except zmq.ZMQError as error:
-            raise AddressRefused(f"{self._address}: {error.strerror}") from error
+            raise AddressRefused(
+                f"{self._address}: {error.strerror}", is_taken=error.errno == errno.EADDRINUSE
+            ) from error
 
     # -- gathering -------------------------------------------------------------------------------------------------
 
@@ -335,6 +356,8 @@ class Server:
     def _close(self) -> None:
         self._queries.close()
         self._socket.close(linger=0)
+        if self._door is not None:
+            self._door.close()
         self._context.term()
         # The pipe stays open: a second signal may come while the store is being closed.
 
@@ -399,8 +422,11 @@ def _page(reader: Reader, after: str, limit: int) -> protocol.Answer:
     return protocol.Answer(body=msgspec.Raw(body), after=page.after)
 
 
-def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def _router(context: zmq.Context[zmq.Socket[bytes]], door: Door | None) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.ROUTER)
+    if door is not None:
+        door.guard(socket)
+        over_tcp(socket)
     # An acknowledgement that can not be routed raises instead of vanishing; with NOBLOCK one stopped daemon can not
     # hang the loop, which a blocking send of a mandatory ROUTER at its high-water mark would.
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -59,10 +59,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     state_dir: str = ""
     runtime_dir: str = ""
     worker_url: str = ""
+    """Where the worker listens and daemons find it: `ipc://PATH`, or `tcp://HOST:PORT` with keys."""
+    curve_dir: str = ""
+    """Directory with the CURVE keys that `tcp://` needs; `perdure keys` makes it."""
     tick_seconds: float = 30.0
     """How often what changed in a session's state is written as a snapshot."""
     daemons: int = 1
     """How many request daemons `perdure up` starts."""
+    notice_seconds: float = 0.0
+    """How long after SIGTERM a daemon with an address of its own goes on taking connections, /readyz saying 503."""
     drain_seconds: float = 30.0
     """How long streams may go on after SIGTERM."""
     outbox_writes: int = 150_000
@@ -243,7 +248,8 @@ def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
         runtime = str(Path(environ["XDG_RUNTIME_DIR"]) / "perdure")
     runtime = str(Path(runtime or Path(state) / "run").expanduser().absolute())
     url = settings.worker_url or f"ipc://{runtime}/worker.sock"
-    return replace(settings, state_dir=state, runtime_dir=runtime, worker_url=url)
+    curve = str(Path(settings.curve_dir).expanduser().absolute()) if settings.curve_dir else ""
+    return replace(settings, state_dir=state, runtime_dir=runtime, worker_url=url, curve_dir=curve)
 
 
 def _checked(settings: Settings) -> Settings:
@@ -257,20 +263,7 @@ def _checked(settings: Settings) -> Settings:
         )
     for name in ("anthropic_url", "openai_url"):
         _url(f"PERDURE_{name.upper()}", getattr(settings, name))
-    if settings.worker_url.startswith("tcp://"):
-        raise BadSettings("PERDURE_WORKER_URL: tcp:// needs CURVE keys, which this version does not have; use ipc://")
-    if not settings.worker_url.startswith("ipc://"):
-        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} is not ipc://PATH")
-    path = settings.worker_url.removeprefix("ipc://")
-    if not path.startswith("/"):
-        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} needs an absolute path, ipc:///DIRECTORY/NAME")
-    if not Path(path).name or path.endswith(".lock"):
-        raise BadSettings(f"PERDURE_WORKER_URL: {settings.worker_url!r} names no socket, as ipc:///DIRECTORY/NAME does")
-    if len(path.encode()) > IPC_PATH_BYTES_MAX:
-        raise BadSettings(
-            f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
-            "set PERDURE_RUNTIME_DIR to a shorter directory"
-        )
+    _check_worker_url(settings)
     if not settings.token.isascii() or not settings.token.isprintable() or " " in settings.token:
         raise BadSettings("PERDURE_TOKEN: only ASCII letters, digits and signs can be sent in a header")
     if settings.ca_file:
@@ -282,6 +275,38 @@ def _checked(settings: Settings) -> Settings:
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise BadSettings(f"PERDURE_LOG_LEVEL: {settings.log_level!r} is not debug, info, warning or error")
     return settings
+
+
+def _check_worker_url(settings: Settings) -> None:
+    url = settings.worker_url
+    if url.startswith("tcp://"):
+        _check_tcp(settings)
+        return
+    if not url.startswith("ipc://"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {url!r} is neither ipc://PATH nor tcp://HOST:PORT")
+    path = url.removeprefix("ipc://")
+    if not path.startswith("/"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {url!r} needs an absolute path, ipc:///DIRECTORY/NAME")
+    if not Path(path).name or path.endswith(".lock"):
+        raise BadSettings(f"PERDURE_WORKER_URL: {url!r} names no socket, as ipc:///DIRECTORY/NAME does")
+    if len(path.encode()) > IPC_PATH_BYTES_MAX:
+        raise BadSettings(
+            f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
+            "set PERDURE_RUNTIME_DIR to a shorter directory"
+        )
+
+
+def _check_tcp(settings: Settings) -> None:
+    host, _, port = settings.worker_url.removeprefix("tcp://").rpartition(":")
+    if not host or not _TCP_HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) <= 65_535:
+        raise BadSettings(
+            f"PERDURE_WORKER_URL: {settings.worker_url!r} is not tcp://HOST:PORT, for example tcp://10.0.0.5:7374"
+        )
+    if not settings.curve_dir:
+        raise BadSettings(
+            "PERDURE_WORKER_URL: tcp:// is for machines that know each other's keys; `perdure keys DIRECTORY` makes "
+            "them, and PERDURE_CURVE_DIR names that directory"
+        )
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -334,12 +359,15 @@ def _nearest(name: str, known: set[str]) -> str:
 
 _DEFAULTS: Final = Settings()
 _ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
+_TCP_HOST: Final = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
+"""A name, an IPv4 address, or an IPv6 one in brackets; no `*`, which daemons could not call."""
 _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie", "x-perdure-token"})
 _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),
     ("daemons", 1, 64),
+    ("notice_seconds", 0.0, 600.0),
     ("drain_seconds", 0.0, 3_600.0),
     ("outbox_writes", 100, 10_000_000),
     ("body_bytes", 1_024, 1_024**3),

@@ -163,8 +163,20 @@ BAD_VARIABLES = {
     "address cut short": ({"PERDURE_OPENAI_URL": "http://[::1"}, "PERDURE_OPENAI_URL"),
     "address with a wild port": ({"PERDURE_OPENAI_URL": "http://a:99999"}, "PERDURE_OPENAI_URL"),
     "address with a question": ({"PERDURE_OPENAI_URL": "http://a/?key=1"}, "PERDURE_OPENAI_URL"),
-    "worker over tcp": ({"PERDURE_WORKER_URL": "tcp://127.0.0.1:1"}, "CURVE"),
-    "worker somewhere": ({"PERDURE_WORKER_URL": "/tmp/w.sock"}, "ipc://PATH"),
+    "worker over tcp without keys": (
+        {"PERDURE_WORKER_URL": "tcp://127.0.0.1:1"},
+        "`perdure keys DIRECTORY` makes them",
+    ),
+    "worker over tcp without a port": (
+        {"PERDURE_WORKER_URL": "tcp://127.0.0.1", "PERDURE_CURVE_DIR": "/k"},
+        "HOST:PORT",
+    ),
+    "worker over tcp at any port": (
+        {"PERDURE_WORKER_URL": "tcp://127.0.0.1:0", "PERDURE_CURVE_DIR": "/k"},
+        "HOST:PORT",
+    ),
+    "worker over tcp at a star": ({"PERDURE_WORKER_URL": "tcp://*:7374", "PERDURE_CURVE_DIR": "/k"}, "HOST:PORT"),
+    "worker somewhere": ({"PERDURE_WORKER_URL": "/tmp/w.sock"}, "neither ipc://PATH nor tcp://"),
     "worker nowhere": ({"PERDURE_WORKER_URL": "ipc://"}, "absolute path"),
     "worker at the root": ({"PERDURE_WORKER_URL": "ipc:///"}, "names no socket"),
     "worker at its own lock": ({"PERDURE_WORKER_URL": "ipc:///run/worker.lock"}, "names no socket"),
