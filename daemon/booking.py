@@ -51,12 +51,16 @@ class Booking:
     @property
     def session_id(self) -> str:
         """The session's id as it is known now: an acknowledgement may have told its true one."""
-        return self._sessions.current(self._held).session_id
+        return self._current.session_id
+
+    @property
+    def _current(self) -> Held:
+        return self._sessions.current(self._held, self._row.event_id)
 
     def begin(self) -> None:
         self._begun = self._put(Command.BEGIN, self._row, self._naming)
-        self._sessions.current(self._held).turns_in_flight += 1
-        self._sessions.begun(self._sessions.current(self._held), self._naming, self._row)
+        self._current.turns_in_flight += 1
+        self._sessions.begun(self._current, self._naming, self._row)
 
     async def is_begun(self) -> bool:
         """Wait, a little, until identity and the open row are committed."""
@@ -70,7 +74,7 @@ class Booking:
         naming = self._naming
         if status == "complete":
             naming = answered(naming, self._known, answer)
-        self._sessions.current(self._held).turns_in_flight -= 1
+        self._current.turns_in_flight -= 1
         self._sessions.settled(self._held, naming, self._row)
         self._metrics.settled(
             self._row, model_is_known=bool(self._prices.cap_ceiling(self._row.provider, self._row.model))
@@ -78,7 +82,7 @@ class Booking:
         return self._put(Command.END, self._row, naming)
 
     def _put(self, command: Command, row: Row, naming: Naming) -> int:
-        held = self._sessions.current(self._held)
+        held = self._current
         body = protocol.Booking(naming=naming, row=row, epoch=held.epoch, seen=held.position)
         return self._link.put(command, body)
 

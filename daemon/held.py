@@ -57,6 +57,8 @@ class Held:
         self.placed_epoch = 0
         """The epoch at which their positions were told: after another they may have been given anew."""
         self.turns_in_flight = 0
+        self.forks: dict[str, str] = {}
+        """Turns that turned out to be of another session, by event id: whoever waits for their answer asks here."""
         self.claim_sequence = 0
         self.claim_why = Why()
         self.besides: dict[int, tuple[Role, str]] = {}

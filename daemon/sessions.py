@@ -39,6 +39,10 @@ CLAIMS_MAX: Final = 4
 """Claims one request waits for, its own and those of others before it; more than one is rare."""
 
 
+FORKS_MAX: Final = 32
+"""Newest forks remembered with their origin; a few at once are many."""
+
+
 class Place(NamedTuple):
     """Where a request belongs."""
 
@@ -128,7 +132,10 @@ class Sessions:
             if role != "turn":
                 return _beside(held, naming, role, beside)
         held.links.extend(reversed(naming.continues[: LINKS_MAX // 2]))
-        return Place(held, self._booked_by(held, replace(_under(held, naming), why=why), naming.continues), "turn")
+        under = self._booked_by(held, replace(_under(held, naming), why=why), naming.continues)
+        if not asked and not naming.is_named and held.phase is Phase.OWNED and held.session_id != naming.session_id:
+            under = replace(under, drawn_id=naming.session_id, continues=under.continues or naming.continues[:1])
+        return Place(held, under, "turn")
 
     def _booked_by(self, held: Held, under: Naming, continues: list[str]) -> Naming:
         """The naming to book a turn by: with its history where the worker will have to judge by it, or has to learn
@@ -158,9 +165,11 @@ class Sessions:
             self._claim(known, _under(known, naming))
         return known, _CONTINUES
 
-    def current(self, held: Held) -> Held:
-        """The session under the name it has now: a claim answered late may have joined it with another."""
-        return self._at(held.session_id) or held
+    def current(self, held: Held, event_id: str = "") -> Held:
+        """The session under the name it has now: a claim answered late may have joined it with another, and a turn in
+        flight may have turned out to be a fork."""
+        found = self._at(held.session_id) or held
+        return self._at(found.forks.get(event_id, "")) or found
 
     def begun(self, held: Held, naming: Naming, row: Row) -> None:
         """A request of the session was booked under these keys."""
@@ -171,7 +180,7 @@ class Sessions:
 
     def settled(self, held: Held, naming: Naming, row: Row) -> None:
         """A turn ended here: it is part of the state at once, and of the base when the worker has placed it."""
-        held = self.current(held)
+        held = self.current(held, row.event_id)
         held.pending[row.event_id] = row
         held.answered(naming, _role_of(row))
         self._index.learn(held.session_id, naming.keys)
@@ -379,7 +388,8 @@ class Sessions:
         if held is None:
             return
         if held.session_id != reply.session_id:
-            held = self._renamed(held, reply.session_id)
+            is_fork = reply.session_id == booking.naming.drawn_id
+            held = self._forked(held, booking) if is_fork else self._renamed(held, reply.session_id)
         held.shape = reply.shape or held.shape
         rows = list(reply.rows)
         if booking.row.is_settled and reply.position:
@@ -389,6 +399,24 @@ class Sessions:
         held.place(rows, reply.epoch)
         if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
             held.become(Phase.LOST)
+
+    def _forked(self, held: Held, booking: protocol.Booking) -> Held:
+        """Another daemon was faster in going on from the same answer: this turn is of a session of its own."""
+        event_id, fork_id = booking.row.event_id, booking.naming.drawn_id
+        fork = self._at(fork_id)
+        if fork is None:
+            self._evict()
+            fork = self._held[fork_id] = Held(_bare(booking.naming, fork_id))
+            self._index.learn(fork_id, booking.naming.keys)
+        if event_id in held.pending:
+            fork.pending[event_id] = held.pending.pop(event_id)
+        elif not booking.row.is_settled and event_id not in held.forks:
+            held.turns_in_flight -= 1
+            fork.turns_in_flight += 1
+        held.forks[event_id] = fork_id
+        while len(held.forks) > FORKS_MAX:
+            del held.forks[next(iter(held.forks))]
+        return fork
 
     def _snapshotted(self, write: protocol.SnapshotWrite, reply: protocol.Reply) -> None:
         held = self._at(write.session_id)

@@ -136,6 +136,9 @@ def book(
     """
     session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
     before = tables.row(body.row.event_id)
+    is_fork = _is_outrun(tables, session, body, write, before, live=live)
+    if is_fork:
+        session, why = _fork(tables, session, body)
     parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
@@ -160,7 +163,7 @@ def book(
         row = before
     place = (write.boot, session.session_id)
     # A call beside the conversation folds nothing, so its sender is told nothing.
-    seen = max(body.seen, told.get(place, 0)) if body.row.kind == "turn" else session.last_position
+    seen = max(0 if is_fork else body.seen, told.get(place, 0)) if body.row.kind == "turn" else session.last_position
     reply = _reply(tables, session, write, seen, why=row.why, position=row.position, epoch=body.epoch)
     if body.row.kind == "turn":
         told[place] = reply.rows[-1].position if reply.rows else seen
@@ -245,6 +248,42 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     tables.put_session(session)
     reason = f"{naming.why.reason}; a fork of {origin}"
     return session, replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX]) if origin else None
+
+
+def _is_outrun(
+    tables: Tables, session: Session, body: Booking, write: Write, before: Row | None, *, live: frozenset[str]
+) -> bool:
+    """The sender owned the session and took a turn for its next one without asking, but another daemon went on from the
+    same answer and was first here.  What a claim would have said then holds: the second one is a fork."""
+    naming = body.naming
+    if not naming.drawn_id:
+        return False
+    if before is not None:
+        return before.session_id == naming.drawn_id
+    if session.owner in ("", write.boot) or not _goes_on(tables, session, naming):
+        return False  # Nobody was faster; or an older store was put back, which does not know the answer.
+    found, _ = _proven(tables, naming, at=body.row.started_at, live=live)
+    late, _ = _told_late(tables, naming)
+    return session.session_id not in found | late
+
+
+def _fork(tables: Tables, origin: Session, body: Booking) -> tuple[Session, Why]:
+    """The session of its own that an outrun turn begins."""
+    naming = body.naming
+    reason = f"another turn went on from the same answer first; a fork of {origin.session_id}"
+    why = replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX])
+    session = tables.session(naming.drawn_id) or Session(
+        session_id=naming.drawn_id,
+        parent_session_id=origin.parent_session_id,
+        forked_from=origin.session_id,
+        first_seen_at=body.row.started_at,
+        last_seen_at=body.row.started_at,
+        client=naming.client,
+        account=naming.account,
+        why=why,
+    )
+    tables.put_session(session)
+    return session, why
 
 
 def _named_otherwise(tables: Tables, naming: Naming) -> tuple[Session | None, Why | None]:
@@ -422,7 +461,8 @@ def _is_over(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -
     if holder.event_id.startswith(_CLAIMED):
         return holder.event_id.removeprefix(_CLAIMED) not in live or abs(at - holder.at) > CLAIMED_MILLISECONDS
     row = tables.row(holder.event_id)
-    return row is not None and (row.is_settled or row.boot not in live)
+    # A row that is gone was settled, long ago (`worker.retention`).
+    return row is None or row.is_settled or row.boot not in live
 
 
 def _is_busy(tables: Tables, session_id: str, naming: Naming, *, at: int, live: frozenset[str]) -> bool:

@@ -210,6 +210,9 @@ class Naming(Struct, frozen=True, kw_only=True):
     account: Text = ""
     parent: Text = ""
     """The session that started this one as its sub-agent."""
+    drawn_id: Text = ""
+    """A turn of an unnamed session that its owner took for the next one without asking: the id of a session of its own,
+    should another daemon have gone on from the same answer first."""
     is_opening: bool = False
     """No answer is in the request."""
     is_spoken: bool = True

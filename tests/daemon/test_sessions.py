@@ -840,3 +840,58 @@ def test_two_that_go_on_from_one_answer_without_the_worker_are_two(bench: Bench)
     second = bench.hold(going(2))
 
     assert (first.held.session_id, second.held.session_id) == ("a", "drawn2")
+
+
+# -- a turn that another daemon outran ---------------------------------------------------------------------------------
+
+
+_ENDED = replace(row(2), session_id="known")
+_OPENED = replace(_ENDED, status="interrupted", ended_at=0, usage=None)
+
+
+def outrun(bench: Bench) -> tuple[Place, Booking]:
+    """An owner takes a turn for its session's next one, without asking, and books it."""
+    held = owned_with_hint(bench, "v1")
+    place = bench.hold(with_hint("drawn", "v1", continues=["x"], keys=[Key(kind="request", name="chain", value="y")]))
+    assert place.held is held
+    begun = Booking(naming=place.naming, row=_OPENED, epoch=1, seen=0)
+    held.turns_in_flight += 1
+    bench.sessions.begun(held, place.naming, begun.row)
+    bench.link.put(Command.BEGIN, begun)
+    return place, begun
+
+
+def test_turn_that_an_owner_decided_alone_carries_the_id_of_a_fork(bench: Bench) -> None:
+    place, _ = outrun(bench)
+    assert (place.naming.session_id, place.naming.drawn_id, place.naming.continues) == ("known", "drawn", ["x"])
+
+
+def test_outrun_turn_goes_on_in_a_session_of_its_own(bench: Bench) -> None:
+    place, begun = outrun(bench)
+    event_id = begun.row.event_id
+
+    bench.answer(begun, session_id="drawn")
+
+    fork = bench.sessions.current(place.held, event_id)
+    assert (fork.session_id, fork.turns_in_flight, place.held.turns_in_flight) == ("drawn", 1, 0)
+    assert bench.sessions.current(place.held).session_id == "known"
+    assert bench.index.continued(["y"]) == "", "what both hold, only the worker can tell apart"
+
+    bench.sessions.settled(place.held, place.naming, _ENDED)
+    assert (set(fork.pending), set(place.held.pending)) == ({event_id}, set())
+
+
+def test_outrun_turn_that_ended_before_the_worker_said_so_moves_to_its_own_session(bench: Bench) -> None:
+    place, begun = outrun(bench)
+    place.held.turns_in_flight -= 1
+    bench.settle(place.held, _ENDED)
+    bench.answer(begun, session_id="drawn")
+
+    fork = bench.sessions.current(place.held, begun.row.event_id)
+    assert (set(fork.pending), fork.turns_in_flight, place.held.turns_in_flight) == ({begun.row.event_id}, 0, 0)
+
+
+def test_turn_of_a_session_that_was_asked_for_carries_no_fork(bench: Bench) -> None:
+    waiting = bench.holding(Naming(session_id="drawn", confirmed=False, continues=["x"]))
+    bench.answer(session_id="known", epoch=1, owned=True)
+    assert done(waiting).naming.drawn_id == ""

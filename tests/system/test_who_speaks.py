@@ -16,7 +16,7 @@ import pytest
 
 from daemon.identity import derived_id
 from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk, Said
-from tests.processes import Gateway, eventually
+from tests.processes import DEADLINE_SECONDS, Gateway, eventually
 from tests.provider import ScriptedProvider
 
 pytestmark = pytest.mark.system
@@ -321,6 +321,34 @@ def test_unmarked_sub_agent_is_told_apart_by_prompt_and_tools(alone: Gateway) ->
         assert alone.session(session_id)["parent_session_id"] == parent_id
     parent = alone.session(parent_id)
     assert (parent["turns"], parent["message_count"]) == (2, 3)
+
+
+def test_branches_at_the_same_moment_on_two_daemons_are_sessions_of_their_own(gateway: Gateway) -> None:
+    """One daemon owns the session and asks nobody; the other asks, and may be first."""
+    for trial in range(10):
+        with AnthropicTalk(gateway.url) as talk:
+            talk.say(f"opening {trial} words:30")
+            history = list(talk.history)
+        both = threading.Barrier(2)
+        sessions: dict[str, str] = {}
+        branches = [
+            threading.Thread(target=_branch, args=(gateway, daemon, history, both, sessions))
+            for daemon in gateway.daemons
+        ]
+        for each in branches:
+            each.start()
+        for each in branches:
+            each.join(DEADLINE_SECONDS)
+        assert len(set(sessions.values())) == 2, f"trial {trial}: {sessions}"
+
+
+def _branch(
+    gateway: Gateway, daemon: str, history: list[dict[str, Any]], both: threading.Barrier, sessions: dict[str, str]
+) -> None:
+    with AnthropicTalk(gateway.url_of(daemon)) as talk:
+        talk.history = list(history)
+        both.wait(DEADLINE_SECONDS)
+        sessions[daemon] = talk.say(f"this way goes {daemon}").session
 
 
 # -- forks, compaction, resume -------------------------------------------------------------------------------------

@@ -949,3 +949,102 @@ def test_begin_of_the_conversation_sets_aside_what_came_before_it(tables: Memory
     assert tables.rows[SETTLED.event_id].kind == "side"
     assert tables.session_sums["s"].turns == 1
     assert tables.holds_history("aside h1", "s") and not tables.holds_history("h1", "s")
+
+
+# -- two go on from one answer at the same moment ----------------------------------------------------------------------
+
+OWNERS = Naming(
+    session_id="s",
+    confirmed=True,
+    drawn_id="drawn",
+    continues=["a1"],
+    keys=keys(("request", "x")),
+    chain_length=3,
+    why=Why(reason="continues", origin="content", confidence="proven"),
+)
+"""The naming of a turn that the session's owner took for its next one without asking."""
+
+
+def opened(number: int) -> Row:
+    return replace(OPEN, event_id=f"event-{number:04}")
+
+
+@pytest.fixture
+def outrun(tables: MemoryTables) -> MemoryTables:
+    """d1 owned the session and has just decided alone; but d2 has claimed it for another turn from the same answer."""
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    asked = named("d2s", continues=["a1"], keys=keys(("request", "y")), chain_length=3)
+    assert claim(tables, asked, "d2").session_id == "s"
+    return tables
+
+
+def test_book_of_an_owners_turn_that_was_outrun_is_a_fork(outrun: MemoryTables) -> None:
+    reply = book(outrun, opened(2), OWNERS, boot="d1", epoch=1, seen=1)
+
+    assert reply.session_id == "drawn"
+    assert reply.rows == []
+    assert outrun.rows["event-0002"].session_id == "drawn"
+    assert outrun.sessions["drawn"].forked_from == "s"
+    assert "a fork of s" in reply.why.reason
+    assert [holder.session_id for holder in outrun.holders(["request"], "x")] == ["drawn"]
+    assert outrun.sessions["s"].owner == "d2"
+
+
+def test_book_of_an_outrun_turns_end_and_of_both_again_stay_with_the_fork(outrun: MemoryTables) -> None:
+    book(outrun, opened(2), OWNERS, boot="d1", epoch=1, seen=1)
+    ended = replace(OWNERS, keys=keys(("answer", "a2x")))
+    for _ in range(2):
+        assert book(outrun, event(2), ended, boot="d1", epoch=1, seen=1).session_id == "drawn"
+        assert book(outrun, opened(2), OWNERS, boot="d1", epoch=1, seen=1).session_id == "drawn"
+    assert outrun.session_sums["drawn"].turns == 1
+    assert claim(outrun, named("next", continues=["a2x"]), "d2").session_id == "drawn"
+
+
+def test_book_of_an_outrun_turn_whose_begin_was_lost_is_a_fork_too(outrun: MemoryTables) -> None:
+    assert book(outrun, event(2), replace(OWNERS, keys=keys(("answer", "a2x"))), boot="d1").session_id == "drawn"
+
+
+def test_book_of_an_owners_turn_after_the_other_is_answered_is_a_fork(outrun: MemoryTables) -> None:
+    book(
+        outrun,
+        event(9),
+        Naming(session_id="s", confirmed=True, keys=keys(("answer", "a2y")), chain_length=4),
+        boot="d2",
+    )
+    assert book(outrun, opened(2), OWNERS, boot="d1", epoch=1).session_id == "drawn"
+
+
+def test_book_of_an_owners_turn_that_nobody_outran_is_the_sessions(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    assert book(tables, opened(2), OWNERS, boot="d1", epoch=1).session_id == "s"
+    assert "drawn" not in tables.sessions
+
+
+def test_book_of_the_same_request_that_another_daemon_was_asked_too_is_the_sessions(tables: MemoryTables) -> None:
+    """A client that had no answer in time asked again elsewhere."""
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    claim(tables, named("d2s", continues=["a1"], keys=keys(("request", "x")), chain_length=3), "d2")
+    assert book(tables, opened(2), OWNERS, boot="d1", epoch=1).session_id == "s"
+
+
+def test_book_of_an_owners_turn_that_a_later_one_went_through_is_the_sessions(tables: MemoryTables) -> None:
+    """The worker fell silent over it: another daemon answered the turn after it, and was heard first."""
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    later = named("d2s", continues=["a2x", "x", "a1"], keys=keys(("request", "z")), chain_length=5)
+    assert claim(tables, later, "d2").session_id == "s"
+    answered = Naming(
+        session_id="s", confirmed=True, continues=["a2x", "x", "a1"], keys=keys(("answer", "a3")), chain_length=6
+    )
+    book(tables, event(9), answered, boot="d2")
+    assert book(tables, opened(2), OWNERS, boot="d1", epoch=1).session_id == "s"
+
+
+def test_book_of_an_owners_turn_in_an_older_store_is_the_sessions(tables: MemoryTables) -> None:
+    """A backup was put back that knows neither the answer nor this owner."""
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a0")), chain_length=1))
+    claim(tables, named("s"), "d0")
+    assert book(tables, opened(2), OWNERS, boot="d1", epoch=7).session_id == "s"
