@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up test check crash oracle lock clean
+.PHONY: up test check crash powercut corruption fuzz oracle bench lock clean
 
 up: $(VENV)/.run
 	@exec $(BIN)/perdure up
@@ -20,6 +20,22 @@ check: $(VENV)/.dev
 # The long kill campaign.  Options: CYCLES, SEED.
 crash: $(VENV)/.dev
 	$(BIN)/python -m tests.crash --cycles $(or $(CYCLES),1000) $(if $(SEED),--seed $(SEED))
+
+# Every legal image of the disk after a cut, over many workloads.  Options: WORKLOADS, SEED.
+powercut: $(VENV)/.dev
+	$(BIN)/python -m tests.powercut --workloads $(or $(WORKLOADS),5) $(if $(SEED),--seed $(SEED))
+
+# Inputs changed for as long as one likes, guided by what they reach.  Options: SECONDS (per target), SEED, TARGETS.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+# What a turn's identity waits while the worker does something else.  Options: GIGABYTES, ROUNDS.
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench.identity_latency --gigabytes $(or $(GIGABYTES),1) --rounds $(or $(ROUNDS),3)
+
+# Bits flipped in every page of a small store.  Options: FLIPS, SEED.
+corruption: $(VENV)/.dev
+	$(BIN)/python -m tests.corruption --flips $(or $(FLIPS),5000) $(if $(SEED),--seed $(SEED))
 
 # Generated conversations and look-alikes against the truth.  Options: CONVERSATIONS, PAIRS, SEED.
 oracle: $(VENV)/.dev

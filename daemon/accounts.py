@@ -30,10 +30,11 @@ def account_of(named: Mapping[str, str], turn: Turn, hash_key: bytes | None, acc
 
     `named`: the request's headers, names in lower case.
     """
+    credentials = credentials_of(named)
     for claim in (turn.account_claim, *(named.get(name, "") for name in account_headers)):
-        if is_id(claim):
+        if is_id(claim) and claim not in credentials:
             return claim
-    credential = named.get("x-api-key") or named.get("authorization", "").removeprefix("Bearer ").strip()
+    credential = credentials[0] if credentials else ""
     if not credential or hash_key is None:
         return ""
     claims = _claims(credential)
@@ -44,6 +45,12 @@ def account_of(named: Mapping[str, str], turn: Turn, hash_key: bytes | None, acc
     if subject:
         return digest(hash_key, "subject", _text(claims, "iss"), subject)[:_ACCOUNT_CHARACTERS]
     return digest(hash_key, "credential", credential)[:_ACCOUNT_CHARACTERS]
+
+
+def credentials_of(named: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys and login tokens among the headers, as they are used elsewhere too."""
+    found = (named.get("x-api-key", ""), named.get("authorization", "").removeprefix("Bearer ").strip())
+    return tuple(filter(None, found))
 
 
 def _claims(token: str) -> dict[str, Any]:

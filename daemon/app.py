@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from daemon.admission import Admission
 from daemon.cost import Prices
 from daemon.gateway import Gateway
 from daemon.http_server import CannotListen, HttpServer
@@ -35,6 +36,7 @@ from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.curve import daemon_keys
 from worker.metrics import families_of
+from worker.runtime import place_of
 from worker.settings import RELOADED, Settings
 
 IDLE_DRAIN_SECONDS: Final = 2.0
@@ -103,6 +105,7 @@ class Daemon:
             hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
             outbox=self._outbox,
             metrics=self._families,
+            refused=self._metrics.refused.inc,
             log=log,
         )
         self._sessions.start(self._link)
@@ -112,7 +115,7 @@ class Daemon:
         self._gateway = Gateway(
             boot=boot,
             urls=settings.provider_urls,
-            token=settings.token,
+            admission=Admission(settings.token, settings.hosts),
             body_bytes_max=settings.body_bytes,
             rules=rules_of(settings),
             own=self._own,
@@ -156,7 +159,7 @@ class Daemon:
         if len(self._outbox):
             raise WritesLeft(len(self._outbox))
         if self._failure is not None:
-            raise BackgroundFailed(repr(self._failure)) from self._failure
+            raise BackgroundFailed(place_of(self._failure)) from self._failure
 
     def stop(self) -> None:
         """Begin to drain; a second call ends the patience with streams that still run."""
@@ -231,7 +234,7 @@ class Daemon:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        self._log.critical("stopping: %r", error, exc_info=error)
+        self._log.critical("stopping: %s", place_of(error), exc_info=error)
         self._failure = self._failure or error
         self._stop.set()
 

@@ -7,7 +7,8 @@ Theory.  The verbs that run something (`up`, `daemon`, `worker`) check what can 
 the environment, and then *become* the program, so that the pid a terminal or a service manager knows is the program's
 own.  The verbs that look (`status`, `sessions`, `show`) read the database through a read-only connection of their own:
 they tell the same whether or not anything runs.  The verbs that correct (`session merge`, `split`, `undo`) look up in
-the same way which sessions are meant, and have the worker do it.
+the same way which sessions are meant, and have the worker do it.  `backup` reads too; `restore` alone takes the
+worker's place, under its lock.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
 from importlib.metadata import version
@@ -31,10 +33,12 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from daemon.amend import amend, draw_id
 from daemon.pages import SESSIONS_HEADER, change_line, changed_page, session_line, session_page, status_page
+from daemon.state import decode
 from daemon.views import account_object, change_object, session_object
+from worker import backup as backups
 from worker import runtime
 from worker.curve import daemon_keys, make_keys
-from worker.protocol import SPLIT_EVENTS_MAX, Merge, Split, Undo
+from worker.protocol import SPLIT_EVENTS_MAX, Merge, Snapshot, Split, Undo
 from worker.records import (
     DamagedRow,
     account_of,
@@ -46,7 +50,7 @@ from worker.records import (
 )
 from worker.runtime import Fatal
 from worker.settings import IPC_PATH_BYTES_MAX, WITHOUT_FLAG, BadSettings, Settings, environment, load
-from worker.store import Reader, StoreBusy, StoreRefused
+from worker.store import Reader, StoreBusy, StoreRefused, damaged
 
 EXIT_INTERRUPTED: Final = 130
 """Ctrl-C during a verb that looks: what shells give for SIGINT."""
@@ -55,6 +59,10 @@ READYZ_SECONDS: Final = 2.0
 STOP_MARGIN_SECONDS: Final = 20
 """What a daemon needs to stop beyond its longest stream: idle connections, the last flush, and some."""
 SESSIONS_PER_PAGE: Final = 500
+BACKUP_NICENESS: Final = 10
+"""What reads a gigabyte must not take the processor from what answers requests."""
+BAR_AFTER_SECONDS: Final = 1.0
+BAR_CHARACTERS: Final = 30
 ROWS_SHOWN: Final = 50
 """Newest rows of one session in `show`, as in `/api/sessions/ID`."""
 
@@ -318,6 +326,108 @@ def new_keys(_settings: Settings, options: argparse.Namespace) -> int:
     return runtime.EXIT_OK
 
 
+# -- keeping safe --------------------------------------------------------------------------------------------------
+
+
+def backup(settings: Settings, options: argparse.Namespace) -> int:
+    """Copy the database, whatever runs, and prove the copy."""
+    if not settings.database.exists():
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{settings.database}: no database there yet; `perdure up` makes one")
+    os.nice(BACKUP_NICENESS)
+    started = time.monotonic()
+    with _progress() as progress:
+        made = backups.backup(settings.database, options.file, force=options.force, judge=_faults, progress=progress)
+    seconds, size = time.monotonic() - started, options.file.stat().st_size
+    shown = {"path": str(options.file), "bytes": size, "seconds": round(seconds, 3), **_contents(made)}
+    line = f"{options.file}: {_held(made)}, {size:,} bytes, read to the last row, in {seconds:.1f} s"
+    print(json.dumps(shown, indent=2) if options.json else line)
+    return runtime.EXIT_OK
+
+
+def restore(settings: Settings, options: argparse.Namespace) -> int:
+    """Put a backup in the database's place, and keep what was there."""
+    runtime.private_directory(Path(settings.state_dir))
+    holder = runtime.lock_holder(settings.lock)
+    if holder is not None:
+        remedy = "stop perdure first (Ctrl-C where it runs, or the worker alone: supervisorctl … stop worker)"
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{settings.state_dir}: the worker runs (pid {holder}); {remedy}")
+    lock = runtime.lock_file(settings.lock, "restore into another PERDURE_STATE_DIR")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    with _progress() as progress:
+        done = backups.restore(options.file, settings.database, stamp=stamp, judge=_faults, progress=progress)
+    os.close(lock)
+    shown = {
+        "path": str(options.file),
+        **_contents(done.contents),
+        "kept": str(done.kept) if done.kept else None,
+        "replaced": {"newest_row_at": _moment(done.newest_at), "turns": done.turns} if done.was_readable else None,
+    }
+    print(json.dumps(shown, indent=2) if options.json else _restored_page(options.file, done))
+    return runtime.EXIT_OK
+
+
+def _contents(found: backups.Contents) -> dict[str, Any]:
+    shown = {name: getattr(found, name) for name in backups.Contents.__struct_fields__ if name != "newest_at"}
+    return {**shown, "newest_row_at": _moment(found.newest_at)}
+
+
+def _restored_page(file: Path, done: backups.Restored) -> str:
+    newest = _moment(done.contents.newest_at) or "never"
+    lines = [f"Restored  {file}: {_held(done.contents)}, the newest of {newest}"]
+    if done.kept:
+        lines.append(f"Kept      {done.kept}: delete it once nothing in it is missed")
+        lines.append(f"Gap       {_gap(done)}")
+    lines.append(
+        "Next      start the worker (`perdure up`, or supervisorctl … start worker); daemons that ran on tell it"
+    )
+    lines.append("          what they had not seen stored")
+    return "\n".join(lines)
+
+
+def _gap(done: backups.Restored) -> str:
+    """What the database had that the backup has not."""
+    if not done.was_readable:
+        return "unknown: what was there can not be read"
+    more = done.turns - done.contents.turns
+    if more <= 0 and done.newest_at <= done.contents.newest_at:
+        return "none"
+    return f"{max(0, more):,} turns are in the kept database alone, the newest of {_moment(done.newest_at)}"
+
+
+def _held(contents: backups.Contents) -> str:
+    folded = f" ({contents.damaged_snapshots} to be folded anew)" if contents.damaged_snapshots else ""
+    return f"{contents.turns:,} turns in {contents.sessions:,} sessions{folded}"
+
+
+def _faults(snapshot: Snapshot) -> Sequence[str]:
+    return decode(snapshot).warnings
+
+
+def _moment(milliseconds: int) -> str | None:
+    """ISO 8601 UTC; None for never.  An absurd clock must not end the command."""
+    seconds = min(milliseconds / 1000, LAST_SECOND)
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if milliseconds > 0 else None
+
+
+@contextmanager
+def _progress() -> Iterator[backups.Progress]:
+    """A bar for whoever waits at a terminal, once it takes a moment; gone when it is done."""
+    started, wanted, shown = time.monotonic(), sys.stderr.isatty(), False
+
+    def show(what: str, done: float) -> None:
+        nonlocal shown
+        if wanted and time.monotonic() - started >= BAR_AFTER_SECONDS:
+            shown = True
+            bar = "#" * int(done * BAR_CHARACTERS)
+            print(f"\r\x1b[K[{bar:<{BAR_CHARACTERS}}] {done:4.0%} {what}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +440,7 @@ def _reading(database: Path) -> Iterator[Reader]:
     try:
         yield reader
     except DamagedRow as error:
-        raise StoreRefused(f"{database}: damaged ({error}); stop perdure and put back a backup") from error
+        raise StoreRefused(damaged(database, error)) from error
     finally:
         reader.close()
 
@@ -425,8 +535,25 @@ def _parser() -> _Parser:
     keys = _verb(verbs, "keys", "perdure keys /etc/perdure/keys", "make the keys that tcp:// needs", None, act=new_keys)
     keys.add_argument("directory", metavar="DIRECTORY", type=Path, help="where; PERDURE_CURVE_DIR names it afterwards")
     keys.add_argument("--for", dest="machine", default="", metavar="NAME", help="a pair for one more machine's daemons")
+    _add_backups(verbs)
     _add_corrections(verbs)
     return parser
+
+
+def _add_backups(verbs: _Verbs) -> None:
+    verb = partial(_verb, verbs)
+    place = ("state_dir",)
+    does = "copy the database, also while it is written, and prove the copy"
+    made = [
+        verb("backup", "perdure backup /mnt/backups/perdure-$(date +%F).db", does, place, act=backup),
+        verb(
+            "restore", "perdure restore /mnt/backups/perdure-2026-01-31.db", "go back to a backup", place, act=restore
+        ),
+    ]
+    for each in made:
+        each.add_argument("file", metavar="FILE", type=Path, help="the backup")
+        each.add_argument("--json", action="store_true", help="for programs")
+    made[0].add_argument("--force", action="store_true", help="replace FILE where it is there already")
 
 
 def _add_corrections(verbs: _Verbs) -> None:
@@ -487,6 +614,8 @@ SUPERVISOR_SOCKET_BYTES: Final = len("/sv.sock.4194304")
 """The supervisor's socket as it is named while it is bound, with the longest pid."""
 READYZ_BYTES_MAX: Final = 65_536
 """More than any answer of ours; whoever else listens there may send without end."""
+LAST_SECOND: Final = 253_402_300_799
+"""The end of the year 9999, where datetime ends."""
 _ID: Final = "an id, an alias, or an id's beginning"
 _DEFAULTS: Final = Settings()
 _SETTINGS: Final = tuple(name for name in Settings.__struct_fields__ if name not in WITHOUT_FLAG)

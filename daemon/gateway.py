@@ -13,7 +13,6 @@ worker is heard; so the client's first byte proves its session's identity, and i
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,6 +21,7 @@ from typing import Final, ParamSpec, TypeVar
 from msgspec.structs import replace
 
 from daemon import providers
+from daemon.admission import Admission, without_token
 from daemon.booking import Booking, open_row
 from daemon.cost import Prices
 from daemon.http_server import BodyBroken, BodyTooLarge, ClientGone, Incoming
@@ -40,11 +40,10 @@ from worker.protocol import Status
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
 SESSION_HEADER: Final = "x-perdure-session"
-TOKEN_HEADER: Final = "x-perdure-token"  # noqa: S105 - a header's name
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""What a load balancer asks for, and what tells a stranger nothing."""
 INLINE_BYTES_MAX: Final = 512 * 1024
 """Bodies up to this size are read in the loop, in a few milliseconds: nearly all there are."""
+INLINE_VALUES_MAX: Final = 20_000
+"""Of as many values at most, told by the commas: a small body may hold very many."""
 FULL_RETRY_SECONDS: Final = 10
 """`retry-after` of a 503: a worker that is back empties a full outbox in about that time."""
 
@@ -60,7 +59,7 @@ class Gateway:
         *,
         boot: str,
         urls: Mapping[str, str],
-        token: str,
+        admission: Admission,
         body_bytes_max: int,
         own: OwnPaths,
         sessions: Sessions,
@@ -77,7 +76,7 @@ class Gateway:
         """May be replaced at any time: each request is recognised by those that are in force when it comes."""
         self._boot = boot
         self._urls = urls
-        self._token = token
+        self._admission = admission
         self._body_bytes_max = body_bytes_max
         self._own = own
         self._sessions = sessions
@@ -93,8 +92,8 @@ class Gateway:
         """Answer one request."""
         route = route_of(incoming.method, incoming.target, incoming.headers, self._urls)
         try:
-            if not self._is_allowed(incoming):
-                await _refuse(incoming, route, 401, f"perdure asks for its token in the header {TOKEN_HEADER}")
+            if refusal := self._admission.refusal(incoming.path, incoming.headers):
+                await _refuse(incoming, route, refusal.status, refusal.message)
             elif incoming.method == "HEAD" and incoming.path == "/":
                 await incoming.respond(200, b"", JSON)
             elif is_own(incoming.path):
@@ -172,7 +171,7 @@ class Gateway:
     async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, arrived: float) -> None:
         """Send the request and bring the answer back, or say in the provider's shape why there is none."""
         try:
-            async with self._upstream.send(incoming.method, route.url, _passed(incoming.headers), body) as reply:
+            async with self._upstream.send(incoming.method, route.url, without_token(incoming.headers), body) as reply:
                 await self._acknowledge(booking.is_begun())
                 self._metrics.first_byte_seconds.observe(time.monotonic() - arrived)
                 mark = (SESSION_HEADER, booking.session_id)
@@ -245,7 +244,7 @@ class Gateway:
     async def _pass(self, incoming: Incoming, route: Route, body: bytes | AsyncIterator[bytes] | None) -> None:
         """A request that is no turn: there and back, nothing learned."""
         try:
-            async with self._upstream.send(incoming.method, route.url, _passed(incoming.headers), body) as reply:
+            async with self._upstream.send(incoming.method, route.url, without_token(incoming.headers), body) as reply:
                 await incoming.start(reply.status, reply.reason, reply.headers)
                 async for chunk in reply.chunks():
                     await incoming.write(chunk)
@@ -257,11 +256,6 @@ class Gateway:
                 raise
             self._log.warning("%s", error)
             await _refuse(incoming, route, 504 if isinstance(error, UpstreamTimeout) else 502, str(error))
-
-    def _is_allowed(self, incoming: Incoming) -> bool:
-        if not self._token or incoming.path in OPEN_PATHS:
-            return True
-        return hmac.compare_digest(incoming.header(TOKEN_HEADER).encode(errors="surrogateescape"), self._token.encode())
 
 
 async def recognised(sessions: Sessions, known: Known, body: bytes, draw_id: Callable[[], str]) -> tuple[Known, Place]:
@@ -277,7 +271,7 @@ async def recognised(sessions: Sessions, known: Known, body: bytes, draw_id: Cal
 
 async def _aside(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what takes longer the larger the body, beside the loop where that is long."""
-    if len(body) <= INLINE_BYTES_MAX:
+    if len(body) <= INLINE_BYTES_MAX and body.count(b",") <= INLINE_VALUES_MAX:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
 
@@ -302,11 +296,6 @@ def _status(answer: Answer, http_status: int) -> Status:
 
 def _is_websocket(incoming: Incoming, route: Route) -> bool:
     return route.path == "/v1/responses" and incoming.header("upgrade").lower() == "websocket"
-
-
-def _passed(headers: Headers) -> list[tuple[str, str]]:
-    """The client's headers without those that are perdure's alone."""
-    return [(name, value) for name, value in headers if name.lower() != TOKEN_HEADER]
 
 
 def _header(headers: Headers, name: str) -> str:

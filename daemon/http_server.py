@@ -14,8 +14,9 @@ What is no request is refused here: whatever leaves open where it ends, or is la
 client that is refused may still be sending, so the refusal is followed by an end of our side only; the connection is
 closed when the client has read it, or after a while.
 
-Shutdown is `HttpServer.drain`: stop accepting; let idle connections live for a moment, since a request may be on its
-way on them, and answer with `Connection: close`; let active ones finish; cut what is left at the limit.
+Shutdown is `HttpServer.drain`: give notice, for those who choose where new connections go; stop accepting, with every
+connection that was made before in our hands; let idle connections live for a moment, since a request may be on its way
+on them, and answer with `Connection: close`; let active ones finish; cut what is left at the limit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
 import struct
@@ -64,6 +66,8 @@ would reset the connection, and the client might lose the answer."""
 CUT_LIMIT_SECONDS: Final = 2.0
 """How long handlers that were cut may take to clean up."""
 BACKLOG_CONNECTIONS: Final = 1_024
+TURNS_TO_OPEN: Final = 3
+"""Of the loop, from a connection's accept to its `connection_made`: two in asyncio, one in uvloop, and one to spare."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODILESS_STATUSES: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -315,7 +319,9 @@ class HttpServer:
         """Every answer that begins from now on says `Connection: close`."""
         self.port = 0
         """The port listened on, also where 0 was asked for."""
-        self._listener: asyncio.AbstractServer | None = None
+        self._listener: asyncio.Server | None = None
+        self._connection: Callable[[], _Connection]
+        self._accepts_no_more = asyncio.Event()
         self._connections = _Crowd()
         self._active = _Crowd()
         self._is_idling_over = False
@@ -328,6 +334,7 @@ class HttpServer:
         def connection() -> _Connection:
             return _Connection(manager, loop, self._connections)
 
+        self._connection = connection
         try:
             if listen_fd is None:
                 self._listener = await loop.create_server(
@@ -341,16 +348,30 @@ class HttpServer:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def stop_accepting(self) -> None:
-        """Free the address; connections live on."""
-        if self._listener is not None:
-            # Not `wait_closed`: from Python 3.12 on it waits for the connections too.
-            self._listener.close()
-            self._listener = None
+        """Free the address; connections live on, also those that nobody has taken out of the kernel's queue yet."""
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        # The last descriptor of the address resets the queue when it is closed: these are, once it is empty.
+        queues = [socket.socket(fileno=os.dup(each.fileno())) for each in listener.sockets]
+        # Not `wait_closed`: from Python 3.12 on it waits for the connections too.
+        listener.close()
+        for queue in queues:
+            with queue:
+                taken = _taken_from(queue)
+            for each in taken:
+                await asyncio.get_running_loop().connect_accepted_socket(self._connection, each)
+        for _ in range(TURNS_TO_OPEN):
+            await asyncio.sleep(0)
+        self._accepts_no_more.set()
 
-    async def drain(self, idle_seconds: float, limit_seconds: float) -> None:
-        """Stop accepting, let idle connections live for `idle_seconds`, let active ones finish, cut the rest."""
-        deadline = asyncio.get_running_loop().time() + limit_seconds
+    async def drain(self, idle_seconds: float, limit_seconds: float, notice_seconds: float = 0.0) -> None:
+        """Go on for `notice_seconds`, stop accepting, let idle connections live for `idle_seconds`, let active ones
+        finish, cut the rest; all within `limit_seconds` after the notice."""
         self.shutting_down = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._accepts_no_more.wait(), notice_seconds)
+        deadline = asyncio.get_running_loop().time() + limit_seconds
         await self.stop_accepting()
         await self._connections.wait_until_empty(min(idle_seconds, limit_seconds))
         self._is_idling_over = True
@@ -550,6 +571,16 @@ _HEAD_TOO_LARGE: Final = (
     f"the head of the request is too large: it may have {HEADERS_MAX} headers of {HEADER_BYTES_MAX} bytes each "
     f"and {HEAD_BYTES_MAX} bytes in all"
 )
+
+
+def _taken_from(queue: socket.socket) -> list[socket.socket]:
+    """The connections that wait to be accepted."""
+    queue.setblocking(False)
+    taken: list[socket.socket] = []
+    with suppress(OSError):  # None is left, or there is no descriptor left for one.
+        while len(taken) < BACKLOG_CONNECTIONS:
+            taken.append(queue.accept()[0])
+    return taken
 
 
 def _is_too_large(error: HttpProcessingError) -> bool:

@@ -25,7 +25,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from daemon.accounts import account_of
+from daemon.accounts import account_of, credentials_of
 from daemon.chain import (
     DIGEST_BYTES,
     Chain,
@@ -107,16 +107,17 @@ class Known(Struct, frozen=True, kw_only=True):
 def known_from(headers: Headers, turn: Turn, body: bytes, keys: HashKeys, rules: Rules) -> Known:
     """Read a request.  Without the store's hash key (no worker was ever heard) the account is known to none but us."""
     named = {name.lower(): value for name, value in headers}
-    minted, in_body = _minted(named, turn, rules)
     account = account_of(named, turn, keys.store, rules.account_headers)
+    ids, turn = _without_credentials(named, turn)
+    minted, in_body = _minted(ids, turn, rules)
     known = Known(
         account=account,
         client=client_of(named.get("user-agent", "")),
         minted=minted,
         minted_in_body=in_body,
-        also_minted=_also_minted(minted, named, turn, rules) if minted else (),
-        agent=_agent(named, rules) if minted else None,
-        parent_session_id=_parent(named, minted, rules) if minted else "",
+        also_minted=_also_minted(minted, ids, turn, rules) if minted else (),
+        agent=_agent(ids, rules) if minted else None,
+        parent_session_id=_parent(ids, minted, rules) if minted else "",
         units=tuple(units_of(turn)),
         keeps_responses=turn.protocol == "responses",
         has_state=turn.has_state,
@@ -247,6 +248,14 @@ def client_of(user_agent: str) -> str:
 
 
 # -- what the client says ------------------------------------------------------------------------------------------
+
+
+def _without_credentials(named: Mapping[str, str], turn: Turn) -> tuple[Mapping[str, str], Turn]:
+    """The headers and the request as far as they may name something: ids are kept in clear, and some clients put their
+    key where an id belongs."""
+    credentials = credentials_of(named)
+    ids = {name: value for name, value in named.items() if value not in credentials}
+    return ids, replace(turn, minted=tuple(each for each in turn.minted if each[1] not in credentials))
 
 
 def _minted(named: Mapping[str, str], turn: Turn, rules: Rules) -> tuple[Minted | None, bool]:

@@ -49,6 +49,9 @@ class Metrics:
             "First or last bytes sent without the worker's acknowledgement",
             registry=registry,
         )
+        self.refused = Counter(
+            "perdure_refused_answers", "Frames of the worker that were not understood", registry=registry
+        )
         self.snapshots = Counter("perdure_snapshots", "Snapshots of dirty sessions written", registry=registry)
         self.outbox_writes = Gauge("perdure_outbox_writes", "Writes not yet acknowledged", registry=registry)
         self.outbox_oldest = Gauge(

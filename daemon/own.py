@@ -40,6 +40,8 @@ class OwnPaths:
         """The operator's names for accounts; may be replaced at any time."""
         self._link = link
         self._metrics = metrics
+        # Read once: it is in a file, and who asks for health may ask when no descriptor is left.
+        self._version = version("perdure")
         self._given_up = asyncio.Event()
         self.is_draining = False
 
@@ -60,7 +62,7 @@ class OwnPaths:
         if incoming.method not in ("GET", "HEAD"):
             await _say(incoming, 405, {"error": "only GET here"})
         elif incoming.path == "/healthz":
-            await _say(incoming, 200, {"status": "alive", "version": version("perdure")})
+            await _say(incoming, 200, {"status": "alive", "version": self._version})
         elif incoming.path == "/readyz":
             ready = self.readiness()
             await _say(incoming, 503 if ready["status"] == "unready" else 200, ready)

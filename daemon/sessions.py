@@ -338,6 +338,9 @@ class Sessions:
         assert held.restored is not None
         assert held.rebuilding is not None
         damaged = bool(held.restored.warnings)
+        if not held.restored.is_complete and held.rebuilding and held.rebuilding[0].position > 1:
+            rows = len(held.rebuilding)
+            self._log.warning("session %s: rebuilt from its newest %d rows, older ones are gone", held.session_id, rows)
         held.base = states.rebuild(held.restored, held.rebuilding)
         if damaged or held.base.position > held.restored.position:
             held.generation += 1

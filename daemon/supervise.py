@@ -22,6 +22,8 @@ from supervisor import supervisord
 from supervisor.medusa import asyncore_25 as loop
 from supervisor.states import SIGNALLABLE_STATES
 
+from worker import runtime
+
 
 class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no types
     """Takes SIGHUP out of supervisord's hands and gives it to the daemons, each of which goes on as it is."""
@@ -91,6 +93,8 @@ _INHERITED_MAX: Final = 256
 """Descriptors a shell or make may have left open for its children; they use the lowest."""
 
 if __name__ == "__main__":
+    # The token stands in its environment, for its children.
+    runtime.keep_memory_private()
     hear_signals()
     # A child is deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))

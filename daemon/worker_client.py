@@ -79,8 +79,10 @@ class WorkerClient:
         hello: protocol.Hello,
         outbox: Outbox,
         metrics: Callable[[], list[protocol.Family]],
+        refused: Callable[[], None] = lambda: None,
         log: logging.Logger,
     ) -> None:
+        """`refused` counts a frame that was not understood."""
         self.state = LinkState.CONNECTING
         self.preloaded = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -93,6 +95,8 @@ class WorkerClient:
         self._hello = hello
         self._outbox = outbox
         self._metrics = metrics
+        self._count_refused = refused
+        self._has_refused = False
         self._log = log
         self._listener: Listener
         self._welcome: protocol.Welcome | None = None
@@ -269,7 +273,7 @@ class WorkerClient:
         try:
             message = protocol.decode(frames, protocol.FROM_WORKER)
         except ProtocolError as error:
-            self._log.warning("the worker sent what is not our protocol: %s", error)
+            self._refuse(error)
             return
         self._last_heard = time.monotonic()
         self.trouble = ""
@@ -298,10 +302,20 @@ class WorkerClient:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
 
+    def _refuse(self, error: ProtocolError) -> None:
+        """Said once per worker: one of another version says it with every frame.  /readyz tells it as long as nothing
+        else is heard."""
+        self._count_refused()
+        self.trouble = f"does not speak our protocol ({error})"
+        if not self._has_refused:
+            self._has_refused = True
+            self._log.error("the worker at %s %s; further such frames are only counted", self._address, self.trouble)
+
     def _welcomed(self, welcome: protocol.Welcome) -> None:
         former, self._former, self._welcome = self._former, welcome, welcome
         if former is None or former.boot != welcome.boot:
             self._outbox.resend_all()
+            self._has_refused = False
             self._log.info("worker %s (boot %s) is there", welcome.version, welcome.boot)
         new_store = former is not None and former.incarnation != welcome.incarnation
         self._committing = True

@@ -37,7 +37,11 @@ from worker.store import Reader
 from worker.tables import ROW_COLUMNS, row_of
 
 HOST: Final = "127.0.0.1"
-PORTS: Final = range(20_000, 32_000)
+PORTS_EACH: Final = 3_000
+_FIRST_PORT: Final = 20_000 + PORTS_EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
+PORTS: Final = range(_FIRST_PORT, _FIRST_PORT + PORTS_EACH)
+"""Below the range that the kernel gives to outgoing connections, and apart for test runners that work side by side: a
+port is free for a moment whenever a process is killed."""
 DEADLINE_SECONDS: Final = 15.0
 """Longest wait for anything that takes about a second on an idle machine; a loaded one is ten times slower."""
 POLL_SECONDS: Final = 0.005

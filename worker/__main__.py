@@ -8,10 +8,12 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from logging import Logger
 from pathlib import Path
+from typing import TypeVar
 
 from worker import runtime
 from worker.curve import worker_keys
@@ -19,6 +21,8 @@ from worker.health import Heart
 from worker.server import RETRY_SECONDS, AddressRefused, Server
 from worker.settings import BadSettings, Settings, load
 from worker.store import Store, StoreBusy, StoreRefused
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -32,39 +36,51 @@ def main(arguments: Sequence[str] = ()) -> int:
         runtime.leave("perdure worker", fatal)
     except Exception as error:
         logging.getLogger("worker").debug("internal error", exc_info=error)
-        runtime.leave("perdure worker", runtime.Fatal(runtime.EXIT_INTERNAL, f"internal error: {error!r:.300}"))
+        runtime.leave(
+            "perdure worker", runtime.Fatal(runtime.EXIT_INTERNAL, f"internal error: {runtime.place_of(error)}")
+        )
     return runtime.EXIT_OK
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT.  Raises Fatal with the exit status and the remedy."""
+    runtime.keep_memory_private()
+    runtime.take_descriptors()
     runtime.die_with_parent()
     # Nothing that a worker was told can change while it runs: who asks for that means the daemons.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = runtime.start_logging("worker", settings.log_level)
+    runtime.log_uncaught(log)
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)
-    runtime.private_directory(Path(settings.state_dir))
+    state = Path(settings.state_dir)
+    _patiently(state, lambda: runtime.private_directory(state), log)
     runtime.private_directory(Path(settings.runtime_dir))
-    runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory")
+    _patiently(
+        settings.lock, lambda: runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"), log
+    )
     if settings.worker_url.startswith("ipc://"):
         socket = Path(settings.worker_url.removeprefix("ipc://"))
         runtime.private_directory(socket.parent)
         # ZeroMQ would take the path from a worker that serves another state directory, without a word.
         runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
+        if settings.group:
+            runtime.share(socket.parent, runtime.group_named(settings.group), 0o750)
     keys = worker_keys(settings.worker_url, settings.curve_dir)
     # Until there is something to finish, a signal ends the process at once.
     runtime.on_signals(lambda: sys.exit(runtime.EXIT_OK))
     try:
-        store = _open(settings.database, log)
+        store = _patiently(settings.database, lambda: Store(settings.database), log)
         server = Server(
             store,
             settings.worker_url,
             keys=keys,
+            bound=partial(_set_socket_mode, settings),
             version=version("perdure"),
             boot=secrets.token_hex(8),
             log=log,
             beat=Heart(Path(settings.runtime_dir)).beat,
+            ledger_days=settings.ledger_days,
         )
         runtime.on_signals(server.stop)
         log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
@@ -82,14 +98,24 @@ def serve(settings: Settings) -> None:
     log.info("stopped")
 
 
-def _open(path: Path, log: Logger) -> Store:
-    """Open the store; wait for a disk that is full or read-only now, rather than exit in a loop."""
+def _set_socket_mode(settings: Settings) -> None:
+    """Once the socket is there: whoever may write to it may speak to the worker."""
+    if settings.worker_url.startswith("ipc://"):
+        socket = Path(settings.worker_url.removeprefix("ipc://"))
+        if settings.group:
+            runtime.share(socket, runtime.group_named(settings.group), 0o660)
+        else:
+            socket.chmod(0o600)
+
+
+def _patiently(what: Path, act: Callable[[], T], log: Logger) -> T:
+    """Wait for a disk that is full or read-only now, rather than exit in a loop."""
     pause_seconds = RETRY_SECONDS[0]
     while True:
         try:
-            return Store(path)
-        except StoreBusy as error:
-            log.error("%s can not be opened now (%s); trying again", path, error)
+            return act()
+        except (StoreBusy, runtime.NotNow) as error:
+            log.error("%s can not be opened now (%s); trying again", what, error)
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, RETRY_SECONDS[1])
 

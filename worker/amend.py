@@ -26,6 +26,8 @@ from worker.stored import Amendment, Image, KeptKey, Placed, Seen, Session, Tabl
 
 REASON_CHARACTERS_MAX: Final = 512
 """Of a row's reason, which holds those before it."""
+REFUSAL_CHARACTERS_MAX: Final = 512
+"""What the protocol lets a text have."""
 ORIGIN: Final = "operator"
 
 
@@ -53,7 +55,8 @@ def amend(tables: Tables, body: Amend, *, live: frozenset[str], now: int) -> Cor
     try:
         entry, lost = _done(tables, body.act, entry, live)
     except _Refused as refused:
-        return Correction(Amended(refusal=str(refused)), [])
+        # It names what was asked for, which may be as long as any text may be.
+        return Correction(Amended(refusal=str(refused)[:REFUSAL_CHARACTERS_MAX]), [])
     return Correction(_told(entry), lost)
 
 
@@ -125,6 +128,7 @@ def _joined(tables: Tables, source: Session, into: Session) -> Session:
 
 def _pour(tables: Tables, source: Session, into: Session) -> None:
     """All that belongs to a session but its rows goes to another, which keeps its own where both have one."""
+    _move_rolled(tables, tables.rolled(source.session_id), source.session_id, into.session_id)
     held = {_place_of(key) for key in tables.keys_of(into.session_id)}
     for key in tables.keys_of(source.session_id):
         tables.drop_key(key, source.session_id)
@@ -373,6 +377,7 @@ def _names_back(tables: Tables, change: Amendment, images: Mapping[str, Image], 
         _restore_names(tables, session_id, image, homes)
     if change.verb == "merge":
         source, into = images[change.session_id], images[change.other_id]
+        _move_rolled(tables, source.rolled, change.other_id, change.session_id)
         _hints_back(tables, source, into)
         for alias in source.aliases:
             if tables.alias(alias) == change.other_id:
@@ -469,6 +474,7 @@ def _image(tables: Tables, session: Session) -> Image:
         aliases=tables.aliases_of(session_id),
         children=tables.children_of(session_id),
         forks=tables.forks_of(session_id),
+        rolled=tables.rolled(session_id),
     )
 
 
@@ -484,6 +490,14 @@ def _place(tables: Tables, session_id: str, rows: Sequence[Row]) -> int:
         if placed != tables.row(row.event_id):
             tables.put_row(placed)
     return position
+
+
+def _move_rolled(tables: Tables, sums: Sums, source_id: str, into_id: str) -> None:
+    """What is left of rows that were removed by age moves as they would have."""
+    for session_id, moved in ((source_id, Sums().minus(sums)), (into_id, sums)):
+        if sums != Sums():
+            tables.add_to_rolled(session_id, moved)
+            tables.add_to_session(session_id, moved)
 
 
 def _nobodys(

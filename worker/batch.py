@@ -112,7 +112,7 @@ def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], no
         why = replace(body.naming.why, reason=beside, confidence="likely")
         return _reply(tables, session, write, session.last_position, why=why, role=role), ""
     for key in body.naming.keys:
-        if key.kind == "request" and not body.naming.is_named:
+        if key.kind == "request" and not body.naming.is_named and not _has_begun(tables, session, body.naming, key):
             # Until the turn begins this stands for it: of two that go on from one answer at once, one is a fork.
             tables.put_key(key, session.session_id, f"{_CLAIMED}{write.boot}", now)
     _note_passed(tables, session, body.naming, f"{_CLAIMED}{write.boot}")
@@ -403,6 +403,14 @@ def _role(tables: Tables, session: Session, naming: Naming) -> tuple[Role, str]:
         continues=_goes_on(tables, session, naming),
         continues_aside=any(tables.holds_history(_ASIDE + value, session.session_id) for value in naming.continues),
     )
+
+
+def _has_begun(tables: Tables, session: Session, naming: Naming, key: Key) -> bool:
+    """A claim that comes once more, after its turn: what stands for that must stay, and must not come back once it is
+    answered."""
+    begun = [holder for value, holder in tables.requests(session.session_id) if value == key.value]
+    rows = [tables.row(holder.event_id) for holder in begun]
+    return 0 < naming.chain_length < session.chain_length or any(row and not row.is_settled for row in rows)
 
 
 def _goes_on(tables: Tables, session: Session, naming: Naming) -> bool:

@@ -17,6 +17,8 @@ FORGET_SECONDS: Final = 120.0
 """Silence after which its counters join those of the dead and it must say HELLO again."""
 
 
+FIGURE_MAX: Final = 1e300
+"""Where sums end: beyond the largest float is infinity, which no JSON holds, and the daemon could read none of them."""
 RETURNING_MAX: Final = 64
 """Boots that left whose counts are kept apart: a process that was stopped for long comes back and counts on."""
 
@@ -94,7 +96,7 @@ def merged(parts: Iterable[list[Family]]) -> list[Family]:
             values = sums.setdefault(family.name, {})
             for sample in family.samples:
                 place = (sample.name, tuple(sample.labels))
-                values[place] = values.get(place, 0.0) + sample.value
+                values[place] = max(-FIGURE_MAX, min(FIGURE_MAX, values.get(place, 0.0) + sample.value))
     return [
         Family(family.name, family.type, family.help, [Sample(n, list(ls), v) for (n, ls), v in sums[name].items()])
         for name, family in families.items()

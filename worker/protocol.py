@@ -57,6 +57,8 @@ Stored = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """What fits SQLite's integers, whatever it means."""
 Text = Annotated[str, Meta(max_length=512)]
 Id = Annotated[str, Meta(min_length=1, max_length=512)]
+SequenceNumber = Annotated[int, Meta(ge=0)]
+"""Whatever the frame's eight octets can hold: it is its sender's own."""
 Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
 """Unix time."""
 PageSize = Annotated[int, Meta(ge=1, le=2**20)]
@@ -277,7 +279,7 @@ class Sample(Struct, frozen=True, array_like=True):
 class Family(Struct, frozen=True, array_like=True):
     """One metric of one process, in Prometheus' own terms."""
 
-    name: Text
+    name: Id
     type: MetricType
     help: Text
     samples: list[Sample]
@@ -419,7 +421,7 @@ class Amended(Struct, frozen=True, kw_only=True):
 class Reply(Struct, frozen=True, kw_only=True):
     """The acknowledgement of one write: what is now committed."""
 
-    sequence: Count
+    sequence: SequenceNumber
     session_id: Text = ""
     """The canonical id: what the proposed one resolved to."""
     epoch: Count = 0
@@ -586,8 +588,9 @@ def decode(frames: list[bytes], direction: dict[Command, type[Body]]) -> Message
 def _fault(error: Exception) -> str:
     """What is wrong with a body, fit to be logged and sent back: the field and the rule, never the value."""
     text = str(error)
-    if text.startswith("Invalid enum value"):
-        text = f"Invalid enum value{text[text.rfind(' - at ') :]}"
+    for said in ("Invalid enum value", "Invalid value"):
+        if text.startswith(said):
+            return f"{said}{text[text.rfind(' - at ') :]}"[:200]
     return text[:200]
 
 

@@ -101,7 +101,9 @@ def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
     canonical = session_named(execute, session_id)
     if canonical is None:
         return None
-    values = next(iter(execute(f"{_ONE} WHERE session_id = ?", (canonical,))))
+    values = next(iter(execute(f"{_ONE} WHERE session_id = ?", (canonical,))), None)
+    if values is None:
+        raise DamagedRow(f"session {canonical!r:.80}: an alias or an index names it, and it is not there")
     aliases = execute("SELECT alias FROM session_alias WHERE session_id = ? LIMIT ?", (canonical, ALIASES_SHOWN))
     newest = execute(_NEWEST, (canonical, limit))
     return Account(

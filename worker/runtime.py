@@ -5,17 +5,24 @@ One rule: nothing here knows what perdure is for.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
+import grp
 import logging
 import os
+import resource
 import signal
+import stat
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from types import FrameType, TracebackType
+from typing import Final, NoReturn, TypeAlias
 
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
@@ -34,11 +41,18 @@ class Fatal(Exception):
         self.status = status
 
 
+class NotNow(Fatal):
+    """The world does not allow it at the moment; who can wait may try again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_UNAVAILABLE, message)
+
+
 def start_logging(program: str, level: str) -> logging.Logger:
     """Log to standard error, one event a line: time, level, program[pid], text."""
     handler = logging.StreamHandler(sys.stderr)
     form = f"%(asctime)s.%(msecs)03dZ %(levelname)s {program}[{os.getpid()}] %(message)s"
-    formatter = logging.Formatter(form, "%Y-%m-%dT%H:%M:%S")
+    formatter = _Discreet(form, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -48,6 +62,54 @@ def start_logging(program: str, level: str) -> logging.Logger:
     for name in ("daemon", "worker"):
         logging.getLogger(name).setLevel(level.upper())
     return logging.getLogger(program)
+
+
+def log_uncaught(log: logging.Logger) -> None:
+    """Log what nobody catches, which Python itself would show with its text."""
+    sys.excepthook = lambda _kind, error, _trace: log.critical("uncaught", exc_info=error)
+    threading.excepthook = lambda told: log.critical("uncaught in a thread", exc_info=told.exc_value or True)
+    sys.unraisablehook = lambda told: log.error("uncaught in clearing up", exc_info=told.exc_value or True)
+
+
+class _Discreet(logging.Formatter):
+    """Shows of an exception its kind and its places in the program.  Its text may quote what the program was working
+    on, and that may be a prompt or a key."""
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's name
+        lines: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None and len(lines) < TRACEBACK_LINES_MAX:
+            lines += ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+            lines.append(f"{type(error).__name__} (its text is not logged: it may quote a request)\n")
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "".join(lines).rstrip()
+
+
+def place_of(error: BaseException) -> str:
+    """An exception in one line that quotes nothing: its kind, and where it was raised."""
+    places = traceback.extract_tb(error.__traceback__)
+    where = f" at {places[-1].filename}:{places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}"
+
+
+def keep_memory_private() -> None:
+    """Leave no memory behind in a crash, and show none to other programs of the same user: there are keys and prompts
+    in it.
+
+    Both are needed.  A core that goes to a collector (a `core_pattern` that begins with |) is written whatever the
+    limit says; and what can not be dumped can not be traced either, nor its environment be read, where the token is.
+    Only root may still look inside (`gdb -p`, `py-spy dump`).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0)
+
+
+def take_descriptors() -> None:
+    """Have as many as the system lets us: a shell's usual 1,024 are half as many streams, and ZeroMQ ends a process
+    that has none left for a peer."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def die_with_parent() -> None:
@@ -60,14 +122,44 @@ def die_with_parent() -> None:
 
 
 def private_directory(path: Path) -> Path:
-    """Make a directory that only its owner may enter.  Raises Fatal where that is impossible."""
+    """Make a directory that only its owner may enter; take one that is there if nobody else can put anything into it.
+    Raises Fatal where that is impossible."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link, found = path.lstat(), path.stat()
     except OSError as error:
-        raise Fatal(EXIT_CONFIGURATION, f"{path}: {error.strerror}; name a directory that can be written") from None
+        raise _refusal(path, error, "name a directory that can be written") from None
     if not os.access(path, os.W_OK | os.X_OK):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise NotNow(f"{path}: {os.strerror(errno.EROFS)}")
         raise Fatal(EXIT_CONFIGURATION, f"{path}: can not be written; check its owner and mode")
+    # Whoever owns it, or the link that leads there, could put files in the place of ours.  Links of root are those of
+    # service managers and administrators.
+    if found.st_uid != os.geteuid() or link.st_uid not in (os.geteuid(), _ROOT):
+        raise Fatal(EXIT_CONFIGURATION, f"{path}: belongs to another user; run perdure as that user, or name another")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Fatal(EXIT_CONFIGURATION, f"{path}: others can write to it; `chmod go-w` it, or name another directory")
     return path
+
+
+def group_named(name: str) -> int:
+    """A group's number.  Raises Fatal where there is none of that name."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise Fatal(EXIT_CONFIGURATION, f"PERDURE_GROUP: no group is called {name!r}; `groupadd` makes one") from None
+
+
+def share(path: Path, group: int, mode: int) -> None:
+    """Let a group have what was its owner's alone.  Raises Fatal."""
+    try:
+        os.chown(path, -1, group)
+        path.chmod(mode)
+    except OSError as error:
+        raise Fatal(
+            EXIT_CONFIGURATION,
+            f"{path}: {error.strerror}; PERDURE_GROUP must be a group of the worker's user, who owns it",
+        ) from None
 
 
 def lock_file(path: Path, remedy: str) -> int:
@@ -79,7 +171,7 @@ def lock_file(path: Path, remedy: str) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Fatal(EXIT_CONFIGURATION, f"{path}: {error.strerror}; it must be a file that can be written") from None
+        raise _refusal(path, error, "it must be a file that can be written") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -89,9 +181,18 @@ def lock_file(path: Path, remedy: str) -> int:
             EXIT_UNAVAILABLE,
             f"{path.parent}: another perdure worker (pid {holder or 'unknown'}) works here; stop it, or {remedy}",
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    # Written over what is there, and cut then: on a full disk a file that is cut first may stay empty.  Where there is
+    # no room even for the first name, the lock holds all the same.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0))
     return descriptor
+
+
+def _refusal(path: Path, error: OSError, remedy: str) -> Fatal:
+    """What the system's word means for a process that needs this path."""
+    if error.errno in _PASSING:
+        return NotNow(f"{path}: {error.strerror}")
+    return Fatal(EXIT_CONFIGURATION, f"{path}: {error.strerror}; {remedy}")
 
 
 def lock_holder(lock: Path) -> int | None:
@@ -124,4 +225,13 @@ def leave(program: str, fatal: Fatal) -> NoReturn:
     sys.exit(fatal.status)
 
 
+TRACEBACK_LINES_MAX: Final = 200
+"""No further exceptions that led to each other are shown after so many; they may go in a circle."""
+_ROOT: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+"""A disk that is full, read-only or sick, or a system out of descriptors, may be well again."""
+_PR_SET_DUMPABLE: Final = 4
+_ExcInfo: TypeAlias = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)  # logging's own name for it is private

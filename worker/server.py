@@ -31,7 +31,8 @@ from worker.curve import Door, WorkerKeys, over_tcp
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
 from worker.records import account_of, page_of_sessions
-from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected
+from worker.retention import Schedule
+from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected, damaged
 from worker.tables import DamagedRow
 
 BATCH_WRITES_MAX: Final = 2_000
@@ -84,12 +85,16 @@ class Server:
         boot: str,
         log: logging.Logger,
         beat: Callable[[], None],
+        bound: Callable[[], None] = lambda: None,
+        ledger_days: int = 0,
     ) -> None:
+        """`bound` is called once the address is listened on."""
         self.phase = Phase.IDLE
         self._store = store
         self._address = address
         self._log = log
         self._beat = beat
+        self._bound = bound
         self._welcome = protocol.Welcome(
             boot=boot,
             incarnation=store.incarnation,
@@ -98,6 +103,7 @@ class Server:
             schema=store.schema,
         )
         self._changes = store.changes
+        self._retention = Schedule(ledger_days, wall=_wall(), monotonic=time.monotonic())
         self._census = Census()
         self._metrics = WorkerMetrics()
         self._kept: list[Write] = []
@@ -107,7 +113,7 @@ class Server:
         self._suspects: set[str] = set()
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._queries = Queries(store.path, self._wake)
+        self._queries = Queries(store.path, self._wake, log)
         self._context = zmq.Context()
         self._door = Door(self._context, keys, self._metrics.strangers.inc, log) if keys else None
         self._socket = _router(self._context, self._door)
@@ -120,6 +126,7 @@ class Server:
             poller.register(self._door.socket, zmq.POLLIN)
         try:
             self._bind()
+            self._bound()
             while not self._stopping:
                 self.phase = Phase.IDLE
                 poller.poll(self._patience_milliseconds())
@@ -130,6 +137,7 @@ class Server:
                 self._commit()
                 self._send_answers()
                 self._rest()
+                self._roll_up()
             self._gather()
             self._commit()
         finally:
@@ -208,6 +216,7 @@ class Server:
         if not self._kept or time.monotonic() < self._retry_at:
             return
         self.phase = Phase.COMMITTING
+        self._beat()
         started = time.monotonic()
         try:
             outcome = self._committed(self._kept, self._census.live(started))
@@ -221,12 +230,12 @@ class Server:
         self.phase = Phase.REPLYING
         self._tell(outcome)
         if self._store.wal_pages() >= CHECKPOINT_PAGES:
-            self._store.checkpoint()
+            self._checkpoint()
 
     def _committed(self, writes: list[Write], live: frozenset[str]) -> Outcome:
         """Commit them; one that SQLite does not take is found by halving and refused, so that it never comes again."""
         try:
-            return self._store.commit(writes, live=live, now=time.time_ns() // 1_000_000)
+            return self._store.commit(writes, live=live, now=_wall())
         except WriteRejected as error:
             if len(writes) == 1:
                 self._refuse(writes[0].boot, ProtocolError(str(error), writes[0].sequence))
@@ -339,7 +348,31 @@ class Server:
         self._beat()
         self._census.forget_silent(now)
         if self._store.wal_pages():
-            self._store.checkpoint()
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Two fsyncs, as a commit may be: on a sick disk these are seconds, and more of them in one silence would look
+        like a hang."""
+        self._beat()
+        self._store.checkpoint()
+        self._beat()
+
+    def _roll_up(self) -> None:
+        """Old rows go, a slice at a time, and only while nobody waits."""
+        started = time.monotonic()
+        if not self._retention.is_due(started) or self._kept or self._socket.poll(0):
+            return
+        before = self._retention.before(wall=_wall(), monotonic=started)
+        self._beat()
+        try:
+            done = self._store.roll_up(self._retention.after, before=before, live=frozenset(self._census.peers))
+        except StoreBusy:
+            self._retention.failed(started)
+            return
+        ended = time.monotonic()
+        rows = self._retention.did(done, seconds=ended - started, monotonic=ended)
+        if rows:
+            self._log.info("%d ledger rows were older than is kept; their sums stay", rows)
 
     def _wake(self) -> None:
         try:
@@ -365,9 +398,11 @@ class Server:
 class Queries:
     """Reads for people, one at a time in a thread and on a read-only connection of their own."""
 
-    def __init__(self, path: Path, wake: Callable[[], None]) -> None:
+    def __init__(self, path: Path, wake: Callable[[], None], log: logging.Logger) -> None:
         self._path = path
         self._wake = wake
+        self._log = log
+        self._has_complained = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queries")
         self._reader: Reader | None = None
         self._waiting = 0
@@ -395,8 +430,13 @@ class Queries:
         answer = _NO_ANSWER
         try:
             answer = self._read(query)
-        except (StoreBusy, StoreRefused, DamagedRow):
+        except StoreBusy:
             pass  # Said as "not answered".
+        except (StoreRefused, DamagedRow) as error:
+            if not self._has_complained:
+                self._has_complained = True
+                said = error if isinstance(error, StoreRefused) else damaged(self._path, error)
+                self._log.error("what was asked for can not be read: %s", said)
         finally:
             self._done.append((boot, sequence, answer))
             self._wake()
@@ -420,6 +460,11 @@ def _page(reader: Reader, after: str, limit: int) -> protocol.Answer:
         # One that is too large alone is shown as of its snapshot, rather than hiding all that come after it.
         body = msgspec.json.encode([replace(record, rows=[]) for record in page.records])
     return protocol.Answer(body=msgspec.Raw(body), after=page.after)
+
+
+def _wall() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def _router(context: zmq.Context[zmq.Socket[bytes]], door: Door | None) -> zmq.Socket[bytes]:

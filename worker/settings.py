@@ -12,6 +12,7 @@ supervisor does not hand them on to its children, who would go on seeing the old
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import ssl
 import tomllib
@@ -31,18 +32,26 @@ LIST_ENTRIES_MAX: Final = 32
 """Names in one list: every request is asked for each of them."""
 NAME_CHARACTERS_MAX: Final = 100
 """Of a header, a path or an alias, which are stored with sessions; real ones have 10 to 30."""
+HOST_CHARACTERS_MAX: Final = 253
+"""The longest name that DNS can hold."""
+PORT_DIGITS_MAX: Final = 5
+MESSAGE_CHARACTERS_MAX: Final = 800
+"""Of what is said about a setting: room for the names of all of them, not for a file that was given for one."""
 
 TABLES: Final = frozenset({"providers", "account_aliases"})
 RELOADED: Final = frozenset(
     {"session_headers", "session_fields", "account_headers", "agent_headers", "parent_headers", "account_aliases"}
 )
 """What a daemon reads again on SIGHUP."""
-WITHOUT_FLAG: Final = RELOADED | TABLES | {"token"}
+WITHOUT_FLAG: Final = RELOADED | TABLES | {"token", "hosts"}
 """Tables and lists do not fit a flag, and a secret on a command line is everybody's to read."""
 
 
 class BadSettings(Exception):
     """The configuration can not be used; the message names the setting, what is wrong with it, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -50,6 +59,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Where clients connect: host:port.  Elsewhere than loopback only together with a token."""
     token: str = ""
     """What clients must send as `x-perdure-token`; empty: nothing is asked for."""
+    hosts: tuple[str, ...] = ()
+    """Names under which clients reach perdure, beside those of loopback; with a token any name will do."""
     anthropic_url: str = "https://api.anthropic.com"
     openai_url: str = "https://api.openai.com"
     providers: dict[str, str] = field(default_factory=dict)
@@ -60,10 +71,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     runtime_dir: str = ""
     worker_url: str = ""
     """Where the worker listens and daemons find it: `ipc://PATH`, or `tcp://HOST:PORT` with keys."""
+    group: str = ""
+    """Whose members' daemons may reach the worker's socket too; empty: those of the worker's user alone."""
     curve_dir: str = ""
     """Directory with the CURVE keys that `tcp://` needs; `perdure keys` makes it."""
     tick_seconds: float = 30.0
     """How often what changed in a session's state is written as a snapshot."""
+    ledger_days: int = 400
+    """How long single rows of the ledger are kept; 0: for ever.  Sums stay in any case.  A year, and what of the year
+    before is still compared with it."""
     daemons: int = 1
     """How many request daemons `perdure up` starts."""
     notice_seconds: float = 0.0
@@ -157,12 +173,12 @@ def _typed(name: str, value: Any, origin: str) -> Any:
         if name in TABLES:
             return (_provider_table if name == "providers" else _alias_table)(value, origin)
         if isinstance(default, tuple):
-            return _names(value, origin, _check_path if name == "session_fields" else _check_header)
+            return _names(value, origin, _CHECKS.get(name, _check_header))
         # Flags and the environment give text; in a file a number is a number, and half a daemon is none.
         if not isinstance(value, _ACCEPTED[type(default)]) or isinstance(value, bool):
             raise ValueError
         return type(default)(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         kind = {
             "float": "a number",
             "int": "a whole number",
@@ -170,7 +186,8 @@ def _typed(name: str, value: Any, origin: str) -> Any:
             "dict": "a table",
             "tuple": "a list of texts",
         }
-        raise BadSettings(f"{origin}: {value!r} is not {kind[type(default).__name__]}") from None
+        said = "what stands there" if name == "token" else repr(value)
+        raise BadSettings(f"{origin}: {said} is not {kind[type(default).__name__]}") from None
 
 
 def _provider_table(value: Any, origin: str) -> dict[str, str]:
@@ -225,6 +242,14 @@ def _check_path(path: str, origin: str) -> str:
     return path
 
 
+def _check_host(name: str, origin: str) -> str:
+    lowered = name.lower().strip("[]")
+    if not (_HOST.fullmatch(lowered) or _is_address(lowered)) or len(lowered) > HOST_CHARACTERS_MAX:
+        shown = name[:NAME_CHARACTERS_MAX]
+        raise BadSettings(f"{origin}: {shown!r} is not the name of a host, which has neither scheme nor port")
+    return lowered
+
+
 def _refuse_two_meanings(settings: Settings) -> None:
     meanings: dict[str, str] = {}
     for name in ("session_headers", "account_headers", "agent_headers", "parent_headers"):
@@ -242,21 +267,28 @@ def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
     """Directories and the worker's address, where they were not given."""
     state = settings.state_dir or environ.get("STATE_DIRECTORY", "").split(":")[0]
     state = state or platformdirs.user_state_dir("perdure", appauthor=False)
-    state = str(Path(state).expanduser().absolute())
+    state = _absolute("PERDURE_STATE_DIR", state)
     runtime = settings.runtime_dir or environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     if not runtime and environ.get("XDG_RUNTIME_DIR"):
         runtime = str(Path(environ["XDG_RUNTIME_DIR"]) / "perdure")
-    runtime = str(Path(runtime or Path(state) / "run").expanduser().absolute())
+    runtime = _absolute("PERDURE_RUNTIME_DIR", runtime or str(Path(state) / "run"))
     url = settings.worker_url or f"ipc://{runtime}/worker.sock"
-    curve = str(Path(settings.curve_dir).expanduser().absolute()) if settings.curve_dir else ""
+    curve = _absolute("PERDURE_CURVE_DIR", settings.curve_dir) if settings.curve_dir else ""
     return replace(settings, state_dir=state, runtime_dir=runtime, worker_url=url, curve_dir=curve)
+
+
+def _absolute(origin: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise BadSettings(f"{origin}: {path!r} begins with a home that is not known; write it out") from None
 
 
 def _checked(settings: Settings) -> Settings:
     host, _, port = settings.listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535:
+    if not host or not _is_port(port):
         raise BadSettings(f"PERDURE_LISTEN: {settings.listen!r} is not host:port, for example 127.0.0.1:7373")
-    if not settings.token and not _is_loopback(settings.listen_host):
+    if not settings.token and not is_loopback(settings.listen_host):
         raise BadSettings(
             f"PERDURE_LISTEN: {settings.listen} is reachable from other machines; set PERDURE_TOKEN "
             "(clients send it as x-perdure-token), or listen on 127.0.0.1"
@@ -266,6 +298,9 @@ def _checked(settings: Settings) -> Settings:
     _check_worker_url(settings)
     if not settings.token.isascii() or not settings.token.isprintable() or " " in settings.token:
         raise BadSettings("PERDURE_TOKEN: only ASCII letters, digits and signs can be sent in a header")
+    for name in Settings.__struct_fields__:
+        if "\0" in str(getattr(settings, name)):
+            raise BadSettings(f"PERDURE_{name.upper()}: there is a NUL in it, which no address, path or name can have")
     if settings.ca_file:
         _certificates(settings.ca_file)
     for name, low, high in _RANGES:
@@ -289,7 +324,7 @@ def _check_worker_url(settings: Settings) -> None:
         raise BadSettings(f"PERDURE_WORKER_URL: {url!r} needs an absolute path, ipc:///DIRECTORY/NAME")
     if not Path(path).name or path.endswith(".lock"):
         raise BadSettings(f"PERDURE_WORKER_URL: {url!r} names no socket, as ipc:///DIRECTORY/NAME does")
-    if len(path.encode()) > IPC_PATH_BYTES_MAX:
+    if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
         raise BadSettings(
             f"PERDURE_WORKER_URL: {path} is longer than a socket's path may be ({IPC_PATH_BYTES_MAX} bytes); "
             "set PERDURE_RUNTIME_DIR to a shorter directory"
@@ -298,7 +333,7 @@ def _check_worker_url(settings: Settings) -> None:
 
 def _check_tcp(settings: Settings) -> None:
     host, _, port = settings.worker_url.removeprefix("tcp://").rpartition(":")
-    if not host or not _TCP_HOST.fullmatch(host) or not port.isdecimal() or not 0 < int(port) <= 65_535:
+    if not host or not _TCP_HOST.fullmatch(host) or not _is_port(port) or not int(port):
         raise BadSettings(
             f"PERDURE_WORKER_URL: {settings.worker_url!r} is not tcp://HOST:PORT, for example tcp://10.0.0.5:7374"
         )
@@ -313,7 +348,11 @@ def environment(settings: Settings) -> dict[str, str]:
     """The settings as environment variables: what a supervisor hands to its children.  They read the others where it
     read them itself."""
     names = [name for name in Settings.__struct_fields__ if name not in RELOADED | TABLES]
-    return {f"PERDURE_{name.upper()}": str(getattr(settings, name)) for name in names}
+    return {f"PERDURE_{name.upper()}": _written(getattr(settings, name)) for name in names}
+
+
+def _written(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _url(origin: str, value: str) -> None:
@@ -324,7 +363,7 @@ def _url(origin: str, value: str) -> None:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    if not good or "?" in value or "#" in value:
+    if not good or not value.isprintable() or "?" in value or "#" in value:
         raise BadSettings(f"{origin}: what stands there is not http(s)://host[:port][/prefix]")
 
 
@@ -336,11 +375,30 @@ def _certificates(path: str) -> None:
         raise BadSettings(f"PERDURE_CA_FILE: {path}: {reason}") from None
 
 
-def _is_loopback(host: str) -> bool:
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is meant."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False  # A name, which may mean any machine: 127.example.com too.
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and len(text) <= PORT_DIGITS_MAX and int(text) <= 65_535
+
+
+def _one_line(message: str) -> str:
+    """What it quotes may be of any length and hold anything; the remedy stands at its end."""
+    line = "".join(character if character.isprintable() else "\ufffd" for character in message)
+    half = MESSAGE_CHARACTERS_MAX // 2
+    return line if len(line) <= MESSAGE_CHARACTERS_MAX else f"{line[:half]}…{line[-half:]}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -348,7 +406,8 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadSettings(f"{path}: {error.strerror}; PERDURE_CONFIG names a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Also for what is no UTF-8, has numbers of thousands of digits, or is nested too deeply.
         raise BadSettings(f"{path}: not TOML: {error}") from None
 
 
@@ -361,11 +420,16 @@ _DEFAULTS: Final = Settings()
 _ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
 _TCP_HOST: Final = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
 """A name, an IPv4 address, or an IPv6 one in brackets; no `*`, which daemons could not call."""
+_HOST: Final = re.compile(r"[a-z0-9_.-]+")
 _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
-_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie", "x-perdure-token"})
+_SECRET_HEADERS: Final = frozenset(
+    {"authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "x-perdure-token"}
+)
+_CHECKS: Final = {"session_fields": _check_path, "hosts": _check_host}
 _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),
+    ("ledger_days", 0, 36_500),
     ("daemons", 1, 64),
     ("notice_seconds", 0.0, 600.0),
     ("drain_seconds", 0.0, 3_600.0),

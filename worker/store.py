@@ -26,7 +26,9 @@ import apsw
 
 from worker.batch import Outcome, Write, apply
 from worker.protocol import IndexEntry, IndexPage, KeyKind
+from worker.retention import Slice, roll_up
 from worker.tables import DamagedRow, SqliteTables
+from worker.wal import hides_commits
 
 APPLICATION_ID: Final = 0x50455244
 """'PERD': says that a file is ours."""
@@ -35,11 +37,19 @@ WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """The write-ahead log is cut back to this size after a checkpoint that emptied it."""
 CHECKPOINT_PAGES: Final = 2_000
 """Pages in the log from which a checkpoint is worth its fsyncs even under load: 8 MB."""
-QUICK_CHECK_BYTES_MAX: Final = 256 * 1024 * 1024
-"""After an unclean stop a database up to this size is checked before use: about a second; a larger one by command."""
+CHECK_BYTES_MAX: Final = 32 * 1024 * 1024
+"""A database up to this size is checked at every start: 0.15 s.  A bit that went wrong at rest is seen nowhere else: an
+index that has lost an entry answers, only not with everything."""
+CHECK_UNCLEAN_BYTES_MAX: Final = 256 * 1024 * 1024
+"""After an unclean stop one up to this size is, too: a second.  Larger ones are checked with every backup."""
 BUSY_MILLISECONDS: Final = 2_000
 READ_LIMIT_STEPS: Final = 50_000_000
 """Virtual machine steps one read may take, some seconds: a reader that never ends starves checkpoints."""
+COPY_PAGES: Final = 256
+"""Pages copied in one step, between which it is told how far the copy is: 1 MB."""
+COPY_SYNC_STEPS: Final = 8
+"""Steps after which what was copied is written to the disk.  Left to the system it would pile up to gigabytes, and the
+worker's next fsync wait for all of them."""
 
 T = TypeVar("T")
 
@@ -61,21 +71,23 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._wal_pages = 0
+        self._wal_pages = self._wal_seen = 0
+        with _refusing(path):
+            finish_restore(path)
         found = _look(path, checking=True)
         with _refusing(path):
             self._db = apsw.Connection(str(path))
             try:
                 self._prepare(found)
-            except apsw.Error:
+                self._tables = SqliteTables(self._db)
+                self.incarnation = self._meta("incarnation")
+                self.hash_key = self._meta("hash_key")
+                self.schema = _user_version(self._db)
+                self.changes = self._tables.newest_amendment()
+                """Number of the newest change by an operator when it was opened."""
+            except (apsw.Error, UnicodeDecodeError):
                 self.abandon()
                 raise
-        self._tables = SqliteTables(self._db)
-        self.incarnation = self._meta("incarnation")
-        self.hash_key = self._meta("hash_key")
-        self.schema = _user_version(self._db)
-        self.changes = self._tables.newest_amendment()
-        """Number of the newest change by an operator when it was opened."""
 
     def commit(self, writes: Sequence[Write], *, live: frozenset[str], now: int) -> Outcome:
         """One transaction: all of the writes, fsynced when this returns, or none (StoreBusy, StoreRefused,
@@ -93,7 +105,16 @@ class Store:
         entries = [IndexEntry(kind=kind, value=value, session_id=session) for _, kind, value, session in found]
         return IndexPage(entries=entries, before=found[-1][0] if len(found) == limit else -1)
 
+    def roll_up(self, after: int, *, before: int, live: frozenset[str]) -> Slice:
+        """One slice of the walk that removes old ledger rows, in a transaction of its own (raises as `commit`)."""
+
+        def work() -> Slice:
+            return roll_up(self._tables, after, before=before, live=live)
+
+        return self._transaction(work)
+
     def wal_pages(self) -> int:
+        """Pages that came to the log since the last checkpoint looked at it."""
         return self._wal_pages
 
     def wal_bytes(self) -> int:
@@ -106,10 +127,10 @@ class Store:
     def checkpoint(self) -> None:
         """Move what readers allow from the log into the database.  Called when nobody waits for a commit."""
         try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._wal_seen, _moved = self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._wal_pages = 0
         except _DAMAGE as error:
-            raise StoreRefused(_damaged(self.path, error)) from error
+            raise StoreRefused(damaged(self.path, error)) from error
         except _TRANSIENT:
             return  # The log keeps everything; the next idle moment tries again.
 
@@ -135,10 +156,15 @@ class Store:
         db.wal_autocheckpoint(0)
         db.set_wal_hook(self._count_wal)
         _migrate(db, self.path, found.version)
-        db.execute("UPDATE meta SET value = '0' WHERE name = 'clean'")
+        # Changed in any case, also where it stands so already, which SQLite would not write: a log that can only be
+        # read is found out here, where the store is opened again, and not at every commit for ever.
+        db.execute("BEGIN IMMEDIATE; UPDATE meta SET value = '' WHERE name = 'clean'")
+        db.execute("UPDATE meta SET value = '0' WHERE name = 'clean'; COMMIT")
 
     def _count_wal(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self._wal_pages = pages
+        # While somebody reads for long, like a backup, the log does not begin anew, and a checkpoint goes through all
+        # of it: tried again with every commit, it would take longer and longer.
+        self._wal_pages = pages - self._wal_seen if pages > self._wal_seen else pages
         return apsw.SQLITE_OK
 
     def _transaction(self, work: Callable[[], T]) -> T:
@@ -147,7 +173,7 @@ class Store:
             result = work()
             self._db.execute("COMMIT")
         except (*_DAMAGE, DamagedRow, UnicodeDecodeError) as error:
-            raise StoreRefused(_damaged(self.path, error)) from error
+            raise StoreRefused(damaged(self.path, error)) from error
         except _TRANSIENT as error:
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
         except _UNFIT as error:
@@ -173,7 +199,8 @@ class Store:
 class Reader:
     """A read-only connection for people and dashboards: sees committed state, never checkpoints, never waits long."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, steps_max: int = READ_LIMIT_STEPS) -> None:
+        self._steps_max = steps_max
         found = _look(path)
         if not found.version:
             raise StoreRefused(f"{path}: no database there yet; `perdure up` makes one")
@@ -190,7 +217,7 @@ class Reader:
         def over_limit() -> bool:
             nonlocal steps
             steps += _PROGRESS_STEPS
-            return steps > READ_LIMIT_STEPS
+            return steps > self._steps_max
 
         self._db.set_progress_handler(over_limit, _PROGRESS_STEPS)
         try:
@@ -198,7 +225,7 @@ class Reader:
         except apsw.InterruptError as error:
             raise StoreBusy("the read took too long and was stopped") from error
         except (*_DAMAGE, UnicodeDecodeError) as error:
-            raise StoreRefused(_damaged(Path(self._db.filename), error)) from error
+            raise StoreRefused(damaged(Path(self._db.filename), error)) from error
         except apsw.Error as error:
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
 
@@ -232,14 +259,29 @@ def _look(path: Path, *, checking: bool = False) -> _Found:
             # A journal waits to be rolled back.  Ours has one only before it is in WAL mode, while it is being made:
             # killed there, it holds nothing yet.  Read past the journal, this is seen without touching either file.
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-            return _look_through(apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags), path, checking=False)
+            try:
+                return _look_through(apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags), path, checking=False)
+            except (apsw.NotADBError, apsw.CorruptError):
+                # A power cut tore its first page: whatever is left of that, SQLite rolls it back to an empty file.
+                if _rolls_back_to_nothing(path):
+                    return _Found(0, clean=True)
+                raise
+
+
+def _rolls_back_to_nothing(path: Path) -> bool:
+    """The journal's header says that there was not one page when its transaction began."""
+    with Path(f"{path}-journal").open("rb") as journal:
+        header = journal.read(20)
+    return header[:8] == _JOURNAL_MAGIC and header[16:] == bytes(4)
 
 
 def _look_through(db: apsw.Connection, path: Path, checking: bool) -> _Found:
     try:
         found = _judge(db, path)
-        if checking and not found.clean and path.stat().st_size <= QUICK_CHECK_BYTES_MAX:
-            _quick_check(db, path)
+        if checking:
+            _check_log(db, path)
+        if checking and path.stat().st_size <= (CHECK_BYTES_MAX if found.clean else CHECK_UNCLEAN_BYTES_MAX):
+            _check(db, path)
         return found
     finally:
         db.close()
@@ -264,11 +306,11 @@ def _judge(db: apsw.Connection, path: Path) -> _Found:
         )
     missing = _schema_names(version) - {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
     if missing:
-        raise StoreRefused(_damaged(path, f"without {', '.join(sorted(missing))}"))
+        raise StoreRefused(damaged(path, f"without {', '.join(sorted(missing))}"))
     facts = dict(db.execute("SELECT name, value FROM meta")) if version else {}
     for name, form in _FACTS.items() if version else ():
         if not form(facts.get(name, "")):
-            raise StoreRefused(_damaged(path, f"its {name} is missing or wrong"))
+            raise StoreRefused(damaged(path, f"its {name} is missing or wrong"))
     return _Found(version, clean=facts.get("clean") == "1")
 
 
@@ -286,25 +328,150 @@ class _refusing:  # noqa: N801 - reads as a clause
             raise StoreRefused(
                 f"{self._path}: not a SQLite database; move it away or point PERDURE_STATE_DIR elsewhere"
             ) from error
-        if isinstance(error, _DAMAGE):
-            raise StoreRefused(_damaged(self._path, error)) from error
-        if isinstance(error, apsw.CantOpenError | apsw.PermissionsError | apsw.AuthError):
+        if isinstance(error, (*_DAMAGE, UnicodeDecodeError)):
+            raise StoreRefused(damaged(self._path, error)) from error
+        if isinstance(error, apsw.PermissionsError | apsw.AuthError | PermissionError) or (
+            isinstance(error, apsw.CantOpenError) and _is_closed_to_us(self._path)
+        ):
             raise StoreRefused(f"{self._path}: can not be opened; check owner and mode of the directory") from error
-        if isinstance(error, _TRANSIENT):
+        if isinstance(error, (*_TRANSIENT, OSError)):
             raise StoreBusy(f"{type(error).__name__}: {error}") from error
 
 
-def _quick_check(db: apsw.Connection, path: Path) -> None:
-    found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+def _is_closed_to_us(path: Path) -> bool:
+    """Whether a file that can not be opened never can be.  Else it is the world, for now: no descriptor left, no space
+    for a new file, an I/O error, a file system that became read-only; SQLite has one word for all of these."""
+    try:
+        if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+            return False
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return True
+    except OSError:
+        return False
+    # The directory, too: the log is made beside the file.
+    is_open = os.access(path.parent, os.R_OK | os.W_OK | os.X_OK)
+    return not is_open or (path.exists() and not os.access(path, os.R_OK | os.W_OK))
+
+
+def _check_log(db: apsw.Connection, path: Path) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    frames, _moved = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    if log.exists() and hides_commits(log, max(0, frames)):
+        raise StoreRefused(damaged(path, f"its log is broken after frame {frames}, and commits stand behind that"))
+
+
+def _check(db: apsw.Connection, path: Path) -> None:
+    # Not quick_check: it takes a third of the time, and does not compare indexes with their tables.
+    found = [row[0] for row in db.execute("PRAGMA integrity_check(1)")]
     if found != ["ok"]:
-        raise StoreRefused(_damaged(path, " ".join(str(found[0]).split())[:200]))
+        said = " ".join(str(found[0]).split())[:200]
+        # A page that the disk does not give is told as a finding like any other, and is none of the file's.
+        code = _UNREAD_PAGE.search(said)
+        if code and int(code[1]) & _PRIMARY_CODE == apsw.SQLITE_IOERR:
+            raise StoreBusy(said)
+        raise StoreRefused(damaged(path, said))
 
 
-def _damaged(path: Path, why: object) -> str:
+def damaged(path: Path, why: object) -> str:
     return (
-        f"{path}: damaged ({why}); move it away, put a backup in its place and start the worker again: "
+        f"{path}: damaged ({why}); put a backup in its place with `perdure restore FILE` and start the worker again: "
         "daemons go on, and keep what they could not store"
     )
+
+
+# -- copies --------------------------------------------------------------------------------------------------------
+
+
+def copy_database(source: Path, target: Path, progress: Callable[[float], None]) -> None:
+    """Copy a database as it is at one moment, whatever writes to it meanwhile; `target` is a new or an empty file.
+
+    One read transaction around all steps: without it each would see what was committed since, and begin again from the
+    first page.  Its price is that the log of a busy worker can not be cut back before the copy is done.
+    """
+    reader = Reader(source)
+    try:
+        list(reader.execute("BEGIN"))
+        list(reader.execute("SELECT 1 FROM meta LIMIT 1"))
+        with _refusing(target):
+            _copy(reader._db, target, progress)
+    finally:
+        reader.close()
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Give a finished file its name, in an order that a power cut can not turn around."""
+    _sync(source)
+    source.rename(target)
+    _sync(target.parent)
+
+
+def renew(path: Path) -> None:
+    """Make a copy a store of its own: what daemons remember of the one it was taken from is not true of it.
+
+    Another incarnation tells them so.  No session keeps its owner, and every epoch is above all that may have been
+    given since the copy was made: a snapshot that is still on its way tells of rows that this store does not have.
+    """
+    with _refusing(path):
+        db = apsw.Connection(str(path))
+        try:
+            with db:
+                db.execute("UPDATE meta SET value = ? WHERE name = 'incarnation'", (secrets.token_hex(16),))
+                db.execute("UPDATE session_state SET owner = '', epoch = epoch + ?", (_EPOCHS_PASSED,))
+                db.execute("UPDATE meta SET value = '1' WHERE name = 'clean'")
+        finally:
+            db.close()
+
+
+def staged_restore(path: Path, stamp: str) -> Path:
+    """The name of a checked copy that is to replace the database: once it is there, the restore is decided."""
+    return path.with_name(f"{path.name}.restoring-{stamp}")
+
+
+def finish_restore(path: Path) -> Path | None:
+    """Put a staged copy in the database's place; tells under which name the old one was kept, None if there was none.
+
+    Every step may be cut short by a kill or a power cut, and is then taken by whoever comes next under the lock: the
+    worker, or another restore.  Nobody opens the new file beside the old one's log, which SQLite would play into it.
+    """
+    kept = None
+    for staged in sorted(path.parent.glob(f"{path.name}.restoring-*")):
+        stamp = staged.name.removeprefix(f"{path.name}.restoring-")
+        kept = path.with_name(f"{path.name}.before-restore-{stamp}")
+        for suffix in FILE_SUFFIXES:
+            old = path.with_name(path.name + suffix)
+            if old.exists():
+                old.rename(kept.with_name(kept.name + suffix))
+        _sync(path.parent)
+        move_durably(staged, path)
+    return kept if kept is not None and kept.exists() else None
+
+
+def _copy(db: apsw.Connection, target: Path, progress: Callable[[float], None]) -> None:
+    copy = apsw.Connection(str(target))
+    try:
+        # Until it is moved to its place nobody believes it: it needs neither a journal nor SQLite's own fsyncs.
+        for pragma in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF"):
+            list(copy.execute(pragma))
+        with copy.backup("main", db, "main") as backup:
+            steps = 0
+            while not backup.done:
+                backup.step(COPY_PAGES)
+                steps += 1
+                if steps % COPY_SYNC_STEPS == 0:
+                    _sync(target)
+                progress(1 - backup.remaining / max(1, backup.page_count))
+        # One file, readable also from where nothing can be written: in WAL mode it would want a log beside it.
+        list(copy.execute("PRAGMA journal_mode = DELETE"))
+    finally:
+        copy.close()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # -- migrations ----------------------------------------------------------------------------------------------------
@@ -355,9 +522,10 @@ def _copy_before_migration(db: apsw.Connection, path: Path, version: int) -> Non
     copy = path.with_name(f"{path.name}.schema-{version}")
     if not copy.exists():
         partial = copy.with_name(copy.name + ".partial")
-        partial.unlink(missing_ok=True)
-        db.execute("VACUUM INTO ?", (str(partial),))
-        partial.rename(copy)
+        for suffix in FILE_SUFFIXES:
+            partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+        _copy(db, partial, lambda _: None)
+        move_durably(partial, copy)
 
 
 def _user_version(db: apsw.Connection) -> int:
@@ -382,6 +550,7 @@ _TRANSIENT: Final = (
     apsw.LockedError,
     apsw.CantOpenError,
     apsw.NoMemError,
+    apsw.ProtocolError,
 )
 _PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
@@ -398,7 +567,15 @@ _FACTS: Final = {
     "hash_key": re.compile("[0-9a-f]{64}").fullmatch,
 }
 """What a store must say of itself, and its form: judged before the file is opened for writing."""
+_JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
+_UNREAD_PAGE: Final = re.compile(r"unable to get the page\. error code=(\d+)")
+_PRIMARY_CODE: Final = 0xFF
+"""An extended code of SQLite's holds the primary one in its last byte."""
 _PROGRESS_STEPS: Final = 10_000
+FILE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
+"""A database and what SQLite keeps beside it.  The database first: without it nobody opens the others."""
+_EPOCHS_PASSED: Final = 2**20
+"""More claims than one session sees between a backup and its return, and a millionth of the greatest epoch."""
 _PRELOADED: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")
 _KEYS_BEFORE: Final = (
     "SELECT id, kind, value, session_id FROM session_key "

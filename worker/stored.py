@@ -106,6 +106,8 @@ class Image(Struct, frozen=True, kw_only=True):
     """The sessions it started, and…"""
     forks: list[str]
     """…those that went on from its history."""
+    rolled: Sums = Sums()
+    """Of its rows that were removed by age already."""
 
 
 class Amendment(Struct, frozen=True, kw_only=True):
@@ -161,6 +163,11 @@ class Tables(Protocol):
     def add_to_day(self, day: DayKey, sums: Sums) -> None: ...
 
     # What only corrections need.
+    def rolled(self, session_id: str) -> Sums:
+        """What rows that were removed by age had added to the session's sums."""
+        ...
+
+    def add_to_rolled(self, session_id: str, sums: Sums) -> None: ...
     def drop_session(self, session_id: str) -> None: ...
     def drop_snapshot(self, session_id: str) -> None: ...
     def rows_of(self, session_id: str) -> list[Row]: ...

@@ -7,7 +7,7 @@ does not match, since what it would say about money could not be trusted.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 
 from worker.ledger import DayKey, Sums
 from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
+from worker.retention import Aging
 from worker.stored import HOLDERS_MAX, Amendment, Holder, Image, KeptKey, Lesson, Link, Seen, Session
 
 Value = int | float | str | None
@@ -125,9 +126,32 @@ class SqliteTables:
     def add_to_day(self, day: DayKey, sums: Sums) -> None:
         self._execute(_ADD_TO_DAY, (*day, *sums))
 
+    # -- what only retention needs -----------------------------------------------------------------------------------
+
+    def sessions_after(self, number: int, limit: int) -> list[Aging]:
+        return [Aging(*values) for values in self._execute(_SESSIONS_AFTER, (number, limit))]
+
+    def rows_from_the_first(self, session_id: str, position: int) -> Generator[Row]:
+        for values in self._execute(_ROWS_FROM_THE_FIRST, (session_id, position)):
+            yield row_of(values)
+
+    def drop_rows(self, session_id: str, position: int) -> None:
+        self._execute(_DROP_ROWS, (session_id, position))
+
+    def add_to_rolled(self, session_id: str, sums: Sums) -> None:
+        self._execute(_ADD_TO_ROLLED, (session_id, *sums))
+
+    def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None:
+        self._execute(_ADD_TO_ROLLED_DAY, (*day, *sums))
+
     # -- what only corrections need ----------------------------------------------------------------------------------
 
+    def rolled(self, session_id: str) -> Sums:
+        found = self._first(f"SELECT {', '.join(Sums._fields)} FROM session_rolled WHERE session_id = ?", session_id)
+        return Sums(*found) if found else Sums()
+
     def drop_session(self, session_id: str) -> None:
+        self._execute("DELETE FROM session_rolled WHERE session_id = ?", (session_id,))
         self._execute("DELETE FROM session_total WHERE session_id = ?", (session_id,))
         self._execute("DELETE FROM session_state WHERE session_id = ?", (session_id,))
 
@@ -214,7 +238,7 @@ class SqliteTables:
 def session_of(values: tuple[Any, ...]) -> Session:
     """A session from the columns SESSION_COLUMNS."""
     identity: dict[str, Any] = dict(zip(_IDENTITY_COLUMNS, values, strict=False))
-    if not (0 <= identity["epoch"] < COUNT_MAX and 0 <= identity["last_position"] < COUNT_MAX):
+    if not all(_is_count(identity[name], COUNT_MAX - 1) for name in ("epoch", "last_position")):
         # The fence and the order of rows: no daemon can judge them, and no frame may hold them.
         raise DamagedRow(f"session {identity['session_id']!r:.80}")
     why = _why_of({name: identity.pop(name) for name in _WHY_FIELDS})
@@ -258,16 +282,25 @@ def _snapshot_of(image: tuple[Any, ...]) -> Snapshot:
     """A damaged one must still travel, to be judged by the daemon: a value that no frame may hold becomes one that no
     state may.  Refused there, it would take every acknowledgement in its frame with it, again and again."""
     named: dict[str, Any] = dict(zip(_SNAPSHOT_FIELDS, image, strict=True))
-    if not 0 < named["generation"] <= COUNT_MAX // 2:
+    if not _is_count(named["generation"], COUNT_MAX // 2) or not named["generation"]:
         named["generation"] = 1
-    if not 0 <= named["position"] <= COUNT_MAX:
+    if not _is_count(named["position"], COUNT_MAX):
         named["position"] = COUNT_MAX
     for name in ("warmup_state", "resolved_conversation_ttl"):
         text = named[name]
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
             named[name] = text if len(text) <= WARMUP_CHARACTERS_MAX else None
-    return Snapshot(**named)
+    try:
+        return msgspec.convert(named, Snapshot)
+    except ValueError:
+        # A column of another type than its table allows: there is no group to keep.
+        places = {name: named[name] for name in ("generation", "position")}
+        return Snapshot(**{**dict.fromkeys(_SNAPSHOT_FIELDS), "gradient_checksum": 0, "warmup_checksum": 0, **places})
+
+
+def _is_count(value: object, largest: int) -> bool:
+    return isinstance(value, int) and 0 <= value <= largest
 
 
 def row_of(values: tuple[Any, ...]) -> Row:
@@ -390,3 +423,13 @@ _PUT_LESSON: Final = _upsert("learned_header", ("client", "name", "conversations
 _PUT_AMENDMENT: Final = _upsert("session_change", _AMENDMENT_COLUMNS, ("id",))
 _ADD_TO_SESSION: Final = _adding("session_total", ("session_id",))
 _ADD_TO_DAY: Final = _adding("day_total", DayKey._fields)
+_ADD_TO_ROLLED: Final = _adding("session_rolled", ("session_id",))
+_ADD_TO_ROLLED_DAY: Final = _adding("day_rolled", DayKey._fields)
+# By rowid: the oldest first, and one page after the other.
+_SESSIONS_AFTER: Final = (
+    f"SELECT {', '.join(('rowid', *Aging._fields[1:]))} FROM session_state WHERE rowid > ? ORDER BY rowid LIMIT ?"
+)
+_ROWS_FROM_THE_FIRST: Final = (
+    f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position BETWEEN 1 AND ? ORDER BY position"
+)
+_DROP_ROWS: Final = "DELETE FROM ledger WHERE session_id = ? AND position BETWEEN 1 AND ?"

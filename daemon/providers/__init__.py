@@ -16,7 +16,7 @@ from daemon.providers import chat, messages, responses
 from daemon.providers.base import ASSISTANT, Answer, AnswerReader, Turn, Unit, WireFormat
 from daemon.providers.body import BodyFields, CommonBody, Named, fields_for
 from daemon.providers.errors import error_body
-from daemon.providers.fields import Object, is_id, whole_characters
+from daemon.providers.fields import Object, is_crowded, is_id, whole_characters
 from daemon.providers.normal import MARK, Reading, merged, units_from
 from daemon.providers.reader import DocumentReader, EventReader, Stream
 from daemon.providers.setup import Setup, setup_from
@@ -90,7 +90,10 @@ def body_fields(paths: Sequence[str]) -> BodyFields:
 
 
 def parse_turn(protocol: WireFormat, body: bytes, fields: BodyFields) -> Turn | None:
-    """The request in `body`; None if that is not a JSON object.  Fields of a wrong type count as absent."""
+    """The request in `body`; None if that is not a JSON object, or has more values than are read of any.  Fields of a
+    wrong type count as absent."""
+    if is_crowded(body):
+        return None
     try:
         # The parser skips over texts it is not asked for without looking whether they are UTF-8.
         body.decode("utf-8")

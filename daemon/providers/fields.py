@@ -19,6 +19,10 @@ Field = list[msgspec.Raw] | dict[str, msgspec.Raw] | str | int | float | bool | 
 """Any JSON value, its inside not decoded: it makes a typed decoder tolerant of wrong types in a single pass."""
 
 
+VALUES_MAX: Final = 2_000_000
+"""In one JSON text that is read.  A context of a million tokens has about as many at most; and one of two bytes takes
+eighty in memory, so that 32 MB of brackets, which gzip makes of 32 KB, would take 800."""
+
 NO_IDS: Final = frozenset({"", "0", "-", "undefined", "null", "none", "nil", "nan", "true", "false", "default"})
 
 
@@ -57,6 +61,16 @@ def whole_characters(data: bytes) -> bytes:
     return _HALVES.sub(_REPLACEMENT, data)
 
 
+def is_crowded(data: bytes | str | msgspec.Raw) -> bool:
+    """Whether there may be more values in a text than are read.  A text can not have more of them than bytes; what
+    stands in its strings counts too, since telling it apart would take a parser.  What is still raw is a part of a text
+    that was looked at, and may be as large as that: it is not copied."""
+    if len(data) <= VALUES_MAX or isinstance(data, msgspec.Raw):
+        return False
+    text = data.encode() if isinstance(data, str) else data
+    return sum(map(text.count, (b",", b"[", b"{"))) > VALUES_MAX
+
+
 def object_of(data: bytes | str | msgspec.Raw) -> Object | None:
     """The JSON object in `data`; None if it holds anything else."""
     value = value_of(data)
@@ -93,6 +107,8 @@ def natural_of(value: object) -> int | None:
 
 
 def _decoded(data: bytes | str | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T | None:
+    if is_crowded(data):
+        return None
     try:
         return decoder.decode(data)
     except (ValueError, RecursionError):

@@ -177,12 +177,14 @@ class Stage:
 
     async def ask(self, client: Peer, path: str = "/v1/messages") -> None:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "input": "hi"}).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nx-session-id: {SESSION}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nx-session-id: {SESSION}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         await client.send(head.encode() + body)
 
     async def get(self, path: str) -> bytes:
         async with a_client(self.port) as client:
-            await client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            await client.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             return await client.rest()
 
     async def overtake(self) -> None:

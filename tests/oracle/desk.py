@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
+from daemon.admission import Admission
 from daemon.app import rules_of
 from daemon.gateway import Gateway
 from daemon.http_server import ClientGone
@@ -140,7 +141,7 @@ class Daemon:
         self.gateway = Gateway(
             boot=boot,
             urls=URLS,
-            token="",
+            admission=Admission(token="", hosts=()),
             body_bytes_max=BODY_BYTES_MAX,
             own=cast(Any, _Own()),
             sessions=self.sessions,

@@ -9,13 +9,14 @@ rollback puts it back, a commit forgets it.  The journal also tells the checks w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from worker.ledger import DayKey, Sums
 from worker.protocol import Key, KeyKind, Row, Snapshot
+from worker.retention import Aging
 from worker.stored import Amendment, Holder, KeptKey, Lesson, Link, Seen, Session
 
 KeyPlace = tuple[KeyKind, str, str, str]
@@ -45,6 +46,8 @@ class MemoryTables:
         self.lessons: dict[tuple[str, str], Lesson] = {}
         self.session_sums: dict[str, Sums] = {}
         self.day_sums: dict[DayKey, Sums] = {}
+        self.session_rolled: dict[str, Sums] = {}
+        self.day_rolled: dict[DayKey, Sums] = {}
         self.amendments: dict[int, Amendment] = {}
         self._events: dict[str, tuple[str, ...]] = {}
         self.journal: list[Change] = []
@@ -158,12 +161,48 @@ class MemoryTables:
     def add_to_day(self, day: DayKey, sums: Sums) -> None:
         self._put("day_sums", day, self.day_sums.get(day, Sums()).plus(sums))
 
+    # -- what only retention needs -----------------------------------------------------------------------------------
+
+    def sessions_after(self, number: int, limit: int) -> list[Aging]:
+        found = [
+            Aging(
+                place,
+                session.session_id,
+                session.first_seen_at,
+                session.last_seen_at,
+                session.last_position,
+                session.snapshot.position if session.snapshot else 0,
+            )
+            for place, session in enumerate(self.sessions.values(), start=1)
+        ]
+        return [each for each in found if each.number > number][:limit]
+
+    def rows_from_the_first(self, session_id: str, position: int) -> Generator[Row]:
+        yield from (row for row in self.rows_after(session_id, 0, position) if row.position <= position)
+
+    def drop_rows(self, session_id: str, position: int) -> None:
+        gone = [row.event_id for row in self.rows_from_the_first(session_id, position)]
+        self._put("_events", session_id, tuple(each for each in self._events[session_id] if each not in gone))
+        for event_id in gone:
+            self._drop("rows", event_id)
+
+    def add_to_rolled(self, session_id: str, sums: Sums) -> None:
+        assert session_id in self.sessions
+        self._put("session_rolled", session_id, self.rolled(session_id).plus(sums))
+
+    def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None:
+        self._put("day_rolled", day, self.day_rolled.get(day, Sums()).plus(sums))
+
     # -- what only corrections need ----------------------------------------------------------------------------------
+
+    def rolled(self, session_id: str) -> Sums:
+        return self.session_rolled.get(session_id, Sums())
 
     def drop_session(self, session_id: str) -> None:
         assert not (self.rows_of(session_id) or self.keys_of(session_id) or self.history_of(session_id))
         assert not (self.hints_of(session_id) or self.aliases_of(session_id))
         self._drop("session_sums", session_id)
+        self._drop("session_rolled", session_id)
         self._drop("sessions", session_id)
 
     def drop_snapshot(self, session_id: str) -> None:

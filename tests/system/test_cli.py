@@ -26,7 +26,7 @@ from tests.provider import ScriptedProvider
 pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
-VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "keys", "session")
+VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "keys", "backup", "restore", "session")
 CORRECTIONS: Final = (("merge", "some", "other"), ("split", "some", "--only", "turn"), ("undo", "1"), ("log",))
 READERS: Final = (
     ("status",),

@@ -342,7 +342,7 @@ def event(name: str, **fields: Any) -> bytes:
 def last_request_of(session: str, stream: bool) -> bytes:
     """A turn after whose answer the connection is closed."""
     body = body_of("messages", "a big answer", stream=stream)
-    headers = [*headers_of("messages", session), ("host", "x"), ("connection", "close")]
+    headers = [*headers_of("messages", session), ("host", "localhost"), ("connection", "close")]
     fields = "".join(f"{name}: {value}\r\n" for name, value in [*headers, ("content-length", str(len(body)))])
     return f"POST {PATHS['messages']} HTTP/1.1\r\n{fields}\r\n".encode() + body
 

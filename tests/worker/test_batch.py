@@ -1048,3 +1048,23 @@ def test_book_of_an_owners_turn_in_an_older_store_is_the_sessions(tables: Memory
     book(tables, SETTLED, named("s", keys=keys(("answer", "a0")), chain_length=1))
     claim(tables, named("s"), "d0")
     assert book(tables, opened(2), OWNERS, boot="d1", epoch=7).session_id == "s"
+
+
+def test_claim_sent_again_after_its_turn_began_leaves_the_turn_in_its_place(tables: MemoryTables) -> None:
+    """Claim and begin were committed, and the worker was killed before it said so: both come once more."""
+    asked = Claim(naming=named("s", keys=keys(("request", "q1")), chain_length=1))
+    begun = named("s", keys=keys(("request", "q1")), chain_length=1)
+    for _ in range(2):
+        do(tables, asked)
+        book(tables, OPEN, begun)
+    do(tables, asked)
+    assert [holder.event_id for holder in tables.holders(["request"], "q1")] == [OPEN.event_id]
+
+
+def test_claim_sent_again_after_its_turn_was_answered_brings_no_request_back(tables: MemoryTables) -> None:
+    asked = Claim(naming=named("s", keys=keys(("request", "q1")), chain_length=1))
+    do(tables, asked)
+    book(tables, OPEN, named("s", keys=keys(("request", "q1")), chain_length=1))
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    do(tables, asked)
+    assert tables.holders(["request"], "q1") == []

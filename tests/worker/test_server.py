@@ -659,10 +659,10 @@ def test_process_after_sigkill_has_the_lock_and_the_rows(directory: Path) -> Non
             assert peer.write(Command.END, booking(2), 1).position == 2
 
 
-def start_fails(directory: Path, **environment: str) -> str:
+def start_fails(directory: Path, *, status: int = EXIT_CONFIGURATION, **environment: str) -> str:
     with WorkerProcess(directory, **environment) as worker:
-        status, said = worker.end()
-    assert status == EXIT_CONFIGURATION, said
+        ended, said = worker.end()
+    assert ended == status, said
     assert "Traceback" not in said
     return said.splitlines()[-1]
 
@@ -673,9 +673,11 @@ def test_process_with_text_file_for_database_exits_78_with_one_line(directory: P
     assert (directory / "perdure.db").read_text() == "my notes\n" * 100
 
 
-def test_process_with_address_that_can_not_be_bound_exits_78_with_one_line(directory: Path) -> None:
+def test_process_with_address_that_is_taken_exits_75_with_one_line(directory: Path) -> None:
+    """Somebody else may leave: a supervisor tries again."""
     (directory / "taken").mkdir()
-    assert "taken" in start_fails(directory, PERDURE_WORKER_URL=f"ipc://{directory}/taken")
+    said = start_fails(directory, status=EXIT_UNAVAILABLE, PERDURE_WORKER_URL=f"ipc://{directory}/taken")
+    assert "taken" in said
 
 
 def test_process_with_state_directory_under_a_file_exits_78_with_one_line(directory: Path) -> None:

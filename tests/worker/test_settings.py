@@ -104,7 +104,7 @@ BAD_FILES = {
     "truth for a number": ("daemons = true", "True is not a whole number"),
     "half a daemon": ("daemons = 1.5", "1.5 is not a whole number"),
     "endless daemons": ("daemons = inf", "inf is not a whole number"),
-    "number for a text": ("token = 12345", "12345 is not a text"),
+    "number for a text": ("anthropic_url = 12345", "12345 is not a text"),
     "list for a text": ('listen = ["a:1"]', "is not a text"),
     "text for a table": ('providers = "x"', "'x' is not a table"),
     "not a number at all": ("tick_seconds = nan", "nan is not between"),
@@ -215,6 +215,12 @@ def test_token_that_no_header_carries_is_refused_and_not_quoted(token: str) -> N
     assert token not in str(caught.value)
 
 
+def test_token_that_is_a_number_is_refused_and_not_quoted(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="is not a text") as caught:
+        from_file(tmp_path, "token = 1234567")
+    assert "1234567" not in str(caught.value)
+
+
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBdTCCARugAwIBAgIUdsJhCYs0LruosADSxZjOmGvGx6QwCgYIKoZIzj0EAwIw
@@ -295,7 +301,7 @@ def test_example_has_every_setting_with_its_default() -> None:
     written = uncommented()
     defaults = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
     assert set(written) == set(defaults)
-    assert all(written[name] for name in WITHOUT_FLAG - TABLES - {"token"}), "a list is shown in full"
+    assert all(written[name] for name in WITHOUT_FLAG - TABLES - {"token", "hosts"}), "a list is shown in full"
     for name in TABLES:
         written[name] = {}
     assert written == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}

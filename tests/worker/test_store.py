@@ -178,9 +178,10 @@ def test_store_with_damaged_page_and_log_of_a_killed_process_refused_untouched(p
     assert images(path) == before
 
 
-def test_store_damage_found_while_running_leaves_the_file_as_it_is(path: Path) -> None:
+def test_store_damage_found_while_running_leaves_the_file_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
     damage(path)
+    monkeypatch.setattr(store_module, "CHECK_BYTES_MAX", 0)
     store = Store(path)
     before = path.read_bytes()
     with pytest.raises(StoreRefused, match="damaged"):
@@ -237,16 +238,18 @@ def test_commit_after_a_table_was_dropped_by_hand_is_refused_and_the_rest_stays(
     assert [event for (event,) in raw(path).execute("SELECT event_id FROM ledger")] == ["event-session-1-000001"]
 
 
-def test_store_clean_stop_skips_the_check(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_clean_stop_skips_the_check_of_what_is_large(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(path).close()
-    monkeypatch.setattr(store_module, "_quick_check", lambda *_: pytest.fail("checked after a clean stop"))
+    monkeypatch.setattr(store_module, "CHECK_BYTES_MAX", path.stat().st_size - 1)
+    monkeypatch.setattr(store_module, "_check", lambda *_: pytest.fail("checked after a clean stop"))
     Store(path).close()
 
 
 def test_store_unclean_stop_is_checked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(path).abandon()
     checked: list[Path] = []
-    monkeypatch.setattr(store_module, "_quick_check", lambda _db, path: checked.append(path))
+    monkeypatch.setattr(store_module, "_check", lambda _db, path: checked.append(path))
+    monkeypatch.setattr(store_module, "CHECK_BYTES_MAX", 0)
     Store(path).close()
     assert checked == [path]
 

@@ -1,0 +1,1 @@
+"""Measurements: what perdure costs, and what disturbs it.  Nothing here judges; figures depend on the machine."""

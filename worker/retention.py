@@ -1,0 +1,180 @@
+"""Old ledger rows: which of them go, what stays of them, and when there is time for it.
+
+One rule: a row only goes when nothing can ask for it any more, and its figures stay in the sums for good.
+
+Theory of operation.  The ledger grows by a row with every request, and only its newest rows are ever read again.  So a
+worker walks over the sessions once a day, the oldest first, a slice at a time, and removes rows from the beginning of
+each session's ledger up to the first that has to stay:
+
+- it is younger than the limit;
+- the session's snapshot does not know it yet: the state is that snapshot and the rows after it (`state`), and no replay
+  may miss one.  Open rows have no position, and stay;
+- it is one of the session's newest (`KEPT_ROWS`), which `perdure show` lists, which a correction works on, and from
+  which a state is folded again whose snapshot turned out to be damaged;
+- its daemon is known now, and might send it again.  Daemons send only what they hold in memory, and what is gone would
+  be entered anew; but for that one with a clock years late would have to be stopped for minutes between a write and
+  its acknowledgement, while another one finishes more turns of that session and stores its state.
+
+What remains of a session is its newest rows, without a gap.  Totals are of all rows there ever were, and never move
+here: what the rows had added to them is added up beside them, so that *total = rolled + the rows that are there* is
+exact for every session and every day, and whoever checks a database or a backup can add up all of it.
+
+The age of rows is told by clocks, and a clock may be wrong.  The schedule goes by the earlier of two: the wall's, and
+what it was at start plus the time that went by since.  One that jumps ahead ages nothing; one that was ahead at start
+stops when it is set right.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice, takewhile
+from typing import Final, NamedTuple, Protocol
+
+from worker.ledger import DayKey, Sums, day_key, sums_of_day, sums_of_session
+from worker.protocol import Row
+
+ROWS_PER_SLICE: Final = 100
+"""Rows removed in one transaction: each changes two or three pages far apart.  At 1 GB it is 3 ms of work, and an fsync
+of 190 pages."""
+SESSIONS_PER_SLICE: Final = 100
+"""Sessions looked at in one transaction, where nothing of them is to go: a page or two are read of each."""
+KEPT_ROWS: Final = 50
+"""Newest settled rows that a session in use keeps, however old: as many as are shown of one."""
+KEPT_ROWS_IDLE: Final = 1
+"""Of one without a turn since the limit: it says when and with what the session ended."""
+START_SECONDS: Final = 5.0
+"""After a start, so that daemons have greeted: they call every second."""
+PAUSE_SECONDS: Final = 0.25
+"""Between two slices, at least: who comes with a write meets few of them."""
+PAUSE_SHARE: Final = 20
+"""A slice is followed by a pause as many times its own length: on a slow disk the work takes longer, not more of it."""
+WALK_SECONDS: Final = 24 * 3_600.0
+"""From one walk to the next: limits are in days."""
+BUSY_SECONDS: Final = 60.0
+"""After a slice for which there was no space: what is removed needs room in the log first."""
+DAY_MILLISECONDS: Final = 24 * 3_600 * 1_000
+
+
+class Aging(NamedTuple):
+    """What tells how much of a session's ledger may go.  `number` is its place in the walk."""
+
+    number: int
+    session_id: str
+    first_seen_at: int
+    last_seen_at: int
+    last_position: int
+    snapshot_position: int
+
+
+class Slice(NamedTuple):
+    """What one transaction did, and where the next one goes on: after that session, if the walk is not over."""
+
+    rows: int
+    after: int
+    is_last: bool
+
+
+class Tables(Protocol):
+    """The store, inside one transaction."""
+
+    def sessions_after(self, number: int, limit: int) -> list[Aging]: ...
+    def rows_from_the_first(self, session_id: str, position: int) -> Generator[Row]:
+        """Settled rows up to a position, oldest position first; read only as far as it is iterated."""
+        ...
+
+    def drop_rows(self, session_id: str, position: int) -> None:
+        """The settled rows up to and with a position."""
+        ...
+
+    def add_to_rolled(self, session_id: str, sums: Sums) -> None: ...
+    def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None: ...
+
+
+def roll_up(tables: Tables, after: int, *, before: int, live: frozenset[str]) -> Slice:
+    """One slice of the walk: remove what is older than `before` (Unix milliseconds) and may go.  `live`: the boots that
+    the worker knows, also those it has not heard for a while."""
+    sessions = tables.sessions_after(after, SESSIONS_PER_SLICE)
+    removed = 0
+    for session in sessions:
+        removed += _roll_up(tables, session, ROWS_PER_SLICE - removed, before=before, live=live)
+        if removed == ROWS_PER_SLICE:
+            return Slice(removed, after, is_last=False)  # There may be more of this session.
+        after = session.number
+    return Slice(removed, after, is_last=len(sessions) < SESSIONS_PER_SLICE)
+
+
+def going(session: Aging, rows: Iterable[Row], *, before: int, live: frozenset[str]) -> Iterator[Row]:
+    """Of a session's settled rows, oldest position first, those that go."""
+    last = last_going(session, before)
+    return takewhile(
+        lambda row: row.position <= last and max(row.started_at, row.ended_at) < before and row.boot not in live, rows
+    )
+
+
+def last_going(session: Aging, before: int) -> int:
+    """The last position that may go; 0: none."""
+    if session.first_seen_at >= before:
+        return 0
+    kept = KEPT_ROWS if session.last_seen_at >= before else KEPT_ROWS_IDLE
+    return max(0, min(session.snapshot_position, session.last_position - kept))
+
+
+class Schedule:
+    """When the next slice is due, where it begins, and what is old by then.  `days` 0: everything is kept.
+
+    `wall` is Unix milliseconds, `monotonic` seconds.
+    """
+
+    def __init__(self, days: int, *, wall: int, monotonic: float) -> None:
+        self._limit = days * DAY_MILLISECONDS
+        self._wall = wall
+        self._monotonic = monotonic
+        self._due_at = monotonic + START_SECONDS
+        self._rows = 0
+        self.after = 0
+
+    def is_due(self, monotonic: float) -> bool:
+        return self._limit > 0 and monotonic >= self._due_at
+
+    def before(self, *, wall: int, monotonic: float) -> int:
+        """What started and ended before this is old."""
+        return min(wall, self._wall + int(1_000 * (monotonic - self._monotonic))) - self._limit
+
+    def did(self, done: Slice, *, seconds: float, monotonic: float) -> int:
+        """Take note of a slice that took some seconds; gives what its whole walk removed, once that is over."""
+        self._rows += done.rows
+        if not done.is_last:
+            self.after = done.after
+            self._due_at = monotonic + max(PAUSE_SECONDS, PAUSE_SHARE * seconds)
+            return 0
+        self.after = 0
+        self._due_at = monotonic + WALK_SECONDS
+        rows, self._rows = self._rows, 0
+        return rows
+
+    def failed(self, monotonic: float) -> None:
+        """The store can not be written now; who has a write for it says so."""
+        self._due_at = monotonic + BUSY_SECONDS
+
+
+def _roll_up(tables: Tables, session: Aging, room: int, *, before: int, live: frozenset[str]) -> int:
+    """Remove up to `room` rows of one session; gives how many."""
+    last = last_going(session, before)
+    if not last:
+        return 0
+    with closing(tables.rows_from_the_first(session.session_id, last)) as rows:
+        gone = list(islice(going(session, rows, before=before, live=live), room))
+    if not gone:
+        return 0
+    days: defaultdict[DayKey, Sums] = defaultdict(Sums)
+    total = Sums()
+    for row in gone:
+        total = total.plus(sums_of_session(row))
+        days[day_key(row)] = days[day_key(row)].plus(sums_of_day(row))
+    tables.add_to_rolled(session.session_id, total)
+    for day, sums in days.items():
+        tables.add_to_rolled_day(day, sums)
+    tables.drop_rows(session.session_id, gone[-1].position)
+    return len(gone)
