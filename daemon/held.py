@@ -138,6 +138,13 @@ class Held:
         assert phase in _MOVES[self.phase], (self.phase, phase)
         self.phase = phase
 
+    def forget(self) -> None:
+        """What was told of it is not true any more: the next turn asks for everything."""
+        self.base, self.placed, self.rebuilding, self.restored = None, {}, None, None
+        self.generation = self.acked_generation = self.snapshot_in_flight = self.epoch = self.placed_epoch = 0
+        if self.phase is Phase.OWNED:
+            self.become(Phase.LOST)
+
     def place(self, rows: Iterable[Row], epoch: int) -> None:
         """Take rows whose position is known, as it was at an epoch."""
         if epoch > self.placed_epoch:

@@ -133,7 +133,8 @@ class Sessions:
                 return _beside(held, naming, role, beside)
         held.links.extend(reversed(naming.continues[: LINKS_MAX // 2]))
         under = self._booked_by(held, replace(_under(held, naming), why=why), naming.continues)
-        if not asked and not naming.is_named and held.phase is Phase.OWNED and held.session_id != naming.session_id:
+        is_alone = held.phase is Phase.OWNED and not asked and self._link.is_heard
+        if is_alone and not naming.is_named and held.session_id != naming.session_id:
             under = replace(under, drawn_id=naming.session_id, continues=under.continues or naming.continues[:1])
         return Place(held, under, "turn")
 
@@ -392,6 +393,8 @@ class Sessions:
             return
         if held.session_id != reply.session_id:
             is_fork = reply.session_id == booking.naming.drawn_id
+            if held.phase is Phase.OWNED and not is_fork:
+                held.forget()  # It was ours under a name of its own; but a longer conversation went through it.
             held = self._forked(held, booking) if is_fork else self._renamed(held, reply.session_id)
         held.shape = reply.shape or held.shape
         rows = list(reply.rows)
@@ -487,10 +490,7 @@ class Sessions:
         self._index.clear()
         self._aliases.clear()
         for held in self._held.values():
-            held.base, held.placed, held.rebuilding, held.restored = None, {}, None, None
-            held.generation = held.acked_generation = held.snapshot_in_flight = held.epoch = held.placed_epoch = 0
-            if held.phase is Phase.OWNED:
-                held.become(Phase.LOST)
+            held.forget()
 
 
 def _judged(snapshot: protocol.Snapshot | None) -> states.Restored:

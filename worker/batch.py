@@ -49,6 +49,8 @@ ANCESTORS_MAX: Final = 32
 """Sub-agents of sub-agents; real ones go two or three deep."""
 RETRY_MILLISECONDS: Final = 10 * 60 * 1000
 """How long the same body again may be a retry.  SDKs give up on a request after ten minutes."""
+BEFORE_MAX: Final = 32
+"""Links kept of what lies before a session's first turn: an outage of some turns, not a conversation of years."""
 WHY_CHARACTERS_MAX: Final = 512
 """What the protocol lets a text have: one that is put together of a peer's must travel too."""
 
@@ -139,6 +141,10 @@ def book(
     is_fork = _is_outrun(tables, session, body, write, before, live=live)
     if is_fork:
         session, why = _fork(tables, session, body)
+    found = _went_through(tables, session, body)
+    if found is not None:
+        before = _join(tables, session, found, before)
+        session = found
     parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
@@ -303,8 +309,10 @@ def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]
     found, why = _proven(tables, naming, at=at, live=live)
     if len(found) > 1:
         found = hints.chosen(tables, found, naming.hints)
-    if not found:
-        found, why = _told_late(tables, naming)
+    late, why_late = _told_late(tables, naming)
+    if late and not late & found:
+        # A turn that went through this very request outweighs what holds only a beginning of it.
+        found, why = late, why_late
     found = {each for each in found if not hints.denied(tables, each, naming)}
     if len(found) == 1:
         return tables.session(found.pop()), why
@@ -353,6 +361,49 @@ def _told_late(tables: Tables, naming: Naming) -> tuple[set[str], Why]:
     return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
 
 
+def _went_through(tables: Tables, session: Session, body: Booking) -> Session | None:
+    """The session of a later turn that was stored first and went through this very answer, told by a daemon that had
+    answered without the worker; it began with that turn, since nothing of what lay before was known.
+
+    An opening is found by its answer only: the same first words are anybody's.
+    """
+    naming, row = body.naming, body.row
+    if naming.confirmed or naming.is_named or row.kind != "turn" or not row.is_settled:
+        return None
+    answers = [key.value for key in naming.keys if key.kind == "answer"]
+    found = {other for value in answers for other in tables.histories(_BEFORE + value, 2)} - {session.session_id}
+    if len(found) != 1 or not _is_alone(tables, session.session_id, row.event_id):
+        return None
+    other = tables.session(found.pop())
+    # What began after that turn is another conversation, of equal words.
+    return other if other is not None and row.started_at < other.first_seen_at else None
+
+
+def _is_alone(tables: Tables, session_id: str, event_id: str) -> bool:
+    """Nothing but this one row is of the session."""
+    rows = tables.rows_of(session_id)
+    others = tables.aliases_of(session_id) or tables.children_of(session_id) or tables.forks_of(session_id)
+    return not others and all(row.event_id == event_id and not row.is_settled for row in rows)
+
+
+def _join(tables: Tables, session: Session, into: Session, before: Row | None) -> Row | None:
+    """A session of one row, open yet, that is another's: its id goes on as an alias.  Gives the row as it is then."""
+    moved = None
+    if before is not None:
+        moved = replace(before, session_id=into.session_id)
+        tables.put_row(moved)
+        _move_sums(tables, before, moved)
+    for key in tables.keys_of(session.session_id):
+        tables.drop_key(key, session.session_id)
+    for link in tables.history_of(session.session_id):
+        tables.drop_history(link.value, session.session_id)
+    for name in tables.hints_of(session.session_id):
+        tables.drop_hint(session.session_id, name)
+    tables.drop_session(session.session_id)
+    tables.put_alias(session.session_id, into.session_id)
+    return moved
+
+
 def _note_passed(tables: Tables, session: Session, naming: Naming, event_id: str) -> None:
     """Note what lies between the session's last known answer and this turn: while the worker was away other daemons may
     have answered there, and will tell."""
@@ -364,7 +415,12 @@ def _note_passed(tables: Tables, session: Session, naming: Naming, event_id: str
             break
         passed.append(value)
     else:
-        return  # Nothing of it is known: a conversation that began elsewhere, however long ago.
+        # Nothing of it is known: a conversation that began elsewhere, however long ago; or one of which another daemon
+        # will tell the beginning.
+        if session.last_position <= 1 and not event_id.startswith(_CLAIMED):
+            for value in passed[:BEFORE_MAX]:
+                tables.put_history(_BEFORE + value, session.session_id, event_id)
+        return
     for value in passed:
         tables.put_history(_PASSED + value, session.session_id, event_id)
 
@@ -575,6 +631,8 @@ _CLAIMED: Final = "claimed by "
 """Before the boot that claimed a session for a turn which has not begun yet, where its event id will stand."""
 _PASSED: Final = "passed "
 """Before what is kept of turns that a later one went through, and that were not told yet."""
+_BEFORE: Final = "before "
+"""Before what is kept of the turns that lie before a session's first, of which nothing was known."""
 _ASIDE: Final = "aside "
 """Before what is kept of the answers to calls beside a conversation: a sub-agent's goes on from them, no turn does."""
 

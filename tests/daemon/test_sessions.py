@@ -852,6 +852,7 @@ _OPENED = replace(_ENDED, status="interrupted", ended_at=0, usage=None)
 def outrun(bench: Bench) -> tuple[Place, Booking]:
     """An owner takes a turn for its session's next one, without asking, and books it."""
     held = owned_with_hint(bench, "v1")
+    bench.link.is_heard = True
     place = bench.hold(with_hint("drawn", "v1", continues=["x"], keys=[Key(kind="request", name="chain", value="y")]))
     assert place.held is held
     begun = Booking(naming=place.naming, row=_OPENED, epoch=1, seen=0)
@@ -895,3 +896,18 @@ def test_turn_of_a_session_that_was_asked_for_carries_no_fork(bench: Bench) -> N
     waiting = bench.holding(Naming(session_id="drawn", confirmed=False, continues=["x"]))
     bench.answer(session_id="known", epoch=1, owned=True)
     assert done(waiting).naming.drawn_id == ""
+
+
+def test_turn_that_an_owner_took_while_the_worker_is_not_heard_carries_no_fork(bench: Bench) -> None:
+    """It will be told late, when others may have gone on from it: that makes it no branch."""
+    owned_with_hint(bench, "v1")
+    assert bench.hold(with_hint("drawn", "v1", continues=["x"])).naming.drawn_id == ""
+
+
+def test_session_of_ours_that_turns_out_to_be_of_a_longer_one_is_claimed_again(bench: Bench) -> None:
+    held = bench.owned(S)
+    begun = bench.settle(held, row(1))
+    bench.answer(begun, session_id="longer", epoch=1, position=7)
+
+    found = bench.sessions.current(held)
+    assert (found.session_id, found.phase, found.base) == ("longer", Phase.LOST, None)

@@ -1068,3 +1068,71 @@ def test_claim_sent_again_after_its_turn_was_answered_brings_no_request_back(tab
     book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
     do(tables, asked)
     assert tables.holders(["request"], "q1") == []
+
+
+# -- told late ---------------------------------------------------------------------------------------------------------
+
+UNCONFIRMED_ANSWER = named("first", keys=keys(("answer", "a1")), chain_length=2, is_opening=True)
+"""The end of an opening that was answered without the worker."""
+
+
+@pytest.fixture
+def gone_on(tables: MemoryTables) -> MemoryTables:
+    """The second turn of a conversation is stored, of which nothing was known: another daemon has the first."""
+    second = named("second", continues=["a1", "q1"], keys=keys(("request", "q2")), chain_length=3)
+    book(tables, opened(2), second, boot="d2")
+    answered = named("second", continues=["a1", "q1"], keys=keys(("answer", "a2")), chain_length=4)
+    book(tables, replace(event(2), started_at=NOON + 9), answered, boot="d2")
+    return tables
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_book_of_an_opening_that_a_later_turn_went_through_is_of_its_session(
+    gone_on: MemoryTables, has_begun: bool
+) -> None:
+    before = replace(OPEN, event_id="event-0001", started_at=NOON - 9)
+    if has_begun:
+        book(gone_on, before, named("first", keys=keys(("request", "q1")), chain_length=1, is_opening=True))
+    ended = replace(SETTLED, event_id="event-0001", started_at=NOON - 9)
+
+    assert book(gone_on, ended, UNCONFIRMED_ANSWER).session_id == "second"
+
+    assert set(gone_on.sessions) == {"second"}
+    assert gone_on.aliases == {"first": "second"}
+    assert gone_on.session_sums["second"].turns == 2
+    assert book(gone_on, ended, UNCONFIRMED_ANSWER).session_id == "second"
+    assert gone_on.session_sums["second"].turns == 2
+
+
+STRANGERS: dict[str, tuple[Row, Naming]] = {
+    "begun after that turn": (replace(SETTLED, event_id="event-0001", started_at=NOON + 99), UNCONFIRMED_ANSWER),
+    "answered with the worker's word": (
+        replace(SETTLED, event_id="event-0001", started_at=NOON - 9),
+        replace(UNCONFIRMED_ANSWER, confirmed=True),
+    ),
+    "answered otherwise": (
+        replace(SETTLED, event_id="event-0001", started_at=NOON - 9),
+        replace(UNCONFIRMED_ANSWER, keys=keys(("answer", "b1"))),
+    ),
+    "not answered": (
+        replace(OPEN, event_id="event-0001", started_at=NOON - 9),
+        replace(UNCONFIRMED_ANSWER, keys=keys(("request", "q1"))),
+    ),
+    "named by its client": (
+        replace(SETTLED, event_id="event-0001", started_at=NOON - 9),
+        replace(UNCONFIRMED_ANSWER, header_name="x-id", header_session_id="1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "naming"), STRANGERS.values(), ids=STRANGERS.keys())
+def test_book_of_an_opening_of_equal_words_is_a_session_of_its_own(
+    gone_on: MemoryTables, row: Row, naming: Naming
+) -> None:
+    assert book(gone_on, row, naming).session_id == "first"
+
+
+def test_book_of_an_opening_that_two_sessions_went_through_is_a_session_of_its_own(gone_on: MemoryTables) -> None:
+    book(gone_on, event(3), named("third", continues=["a1", "q1"], keys=keys(("answer", "c2")), chain_length=4))
+    ended = replace(SETTLED, event_id="event-0001", started_at=NOON - 9)
+    assert book(gone_on, ended, UNCONFIRMED_ANSWER).session_id == "first"
