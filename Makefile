@@ -3,39 +3,54 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SEEDED = $(if $(SEED),--seed $(SEED))
 
-.PHONY: up test check crash powercut corruption fuzz oracle bench lock clean
+.PHONY: up test check crash kills powercut faults corruption many fuzz oracle bench lock clean
 
 up: $(VENV)/.run
 	@exec $(BIN)/perdure up
 
 test: $(VENV)/.dev check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The long kill campaign.  Options: CYCLES, SEED.
-crash: $(VENV)/.dev
-	$(BIN)/python -m tests.crash --cycles $(or $(CYCLES),1000) $(if $(SEED),--seed $(SEED))
+# The long part of the proof; each of these prints its figures and stops at a loss.  SEED goes to each.
+crash: kills powercut faults corruption many
+
+# Processes killed at random and at marked points.  Options: CYCLES, VICTIMS, POINTS, SEED, JSON.
+kills: $(VENV)/.dev
+	$(BIN)/python -m tests.crash --cycles $(or $(CYCLES),10000) $(if $(VICTIMS),--victims $(VICTIMS)) \
+	    $(if $(POINTS),--points $(POINTS)) $(if $(JSON),--json $(JSON)) $(SEEDED)
 
 # Every legal image of the disk after a cut, over many workloads.  Options: WORKLOADS, SEED.
 powercut: $(VENV)/.dev
-	$(BIN)/python -m tests.powercut --workloads $(or $(WORKLOADS),5) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.powercut --workloads $(or $(WORKLOADS),5) $(SEEDED)
+
+# Every call that the store makes of its disk, failing.
+faults: $(VENV)/.dev
+	$(BIN)/python -m tests.faults
+
+# Bits flipped in every page of a small store.  Options: FLIPS, SEED.
+corruption: $(VENV)/.dev
+	$(BIN)/python -m tests.corruption --flips $(or $(FLIPS),5000) $(SEEDED)
+
+# Conversations sprayed over four daemons that are killed, stopped and restarted; then rolling restarts.
+# Options: TURNS, ROUNDS, SEED.
+many: $(VENV)/.dev
+	$(BIN)/python -m tests.many --turns $(or $(TURNS),20000) $(SEEDED)
+	$(BIN)/python -m tests.many.rolling --rounds $(or $(ROUNDS),20)
 
 # Inputs changed for as long as one likes, guided by what they reach.  Options: SECONDS (per target), SEED, TARGETS.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(SEEDED)
 
 # What a turn's identity waits while the worker does something else.  Options: GIGABYTES, ROUNDS.
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.identity_latency --gigabytes $(or $(GIGABYTES),1) --rounds $(or $(ROUNDS),3)
-
-# Bits flipped in every page of a small store.  Options: FLIPS, SEED.
-corruption: $(VENV)/.dev
-	$(BIN)/python -m tests.corruption --flips $(or $(FLIPS),5000) $(if $(SEED),--seed $(SEED))
 
 # Generated conversations and look-alikes against the truth.  Options: CONVERSATIONS, PAIRS, SEED.
 oracle: $(VENV)/.dev

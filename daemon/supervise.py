@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -89,6 +90,14 @@ def hear_signals() -> None:
     loop.socket_map[hears] = Ear(hears)
 
 
+def be_child_of(supervisor: int) -> None:
+    """What a child is from its first moment on, and stays as the program that it becomes."""
+    # Deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Programs ask for this too, but only when they have been read: until then a supervisor's death would go unnoticed.
+    runtime.die_with(supervisor)
+
+
 _INHERITED_MAX: Final = 256
 """Descriptors a shell or make may have left open for its children; they use the lowest."""
 
@@ -96,7 +105,6 @@ if __name__ == "__main__":
     # The token stands in its environment, for its children.
     runtime.keep_memory_private()
     hear_signals()
-    # A child is deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    os.register_at_fork(after_in_child=partial(be_child_of, os.getpid()))
     supervisord.Supervisor = Supervisor
     supervisord.main()

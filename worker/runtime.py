@@ -114,8 +114,13 @@ def take_descriptors() -> None:
 
 def die_with_parent() -> None:
     """Ask the kernel for SIGTERM when a supervisor that started us dies: an orphan would hold lock and port."""
-    if os.environ.get("SUPERVISOR_ENABLED") and sys.platform == "linux":
-        parent = os.getppid()
+    if os.environ.get("SUPERVISOR_ENABLED"):
+        die_with(os.getppid())
+
+
+def die_with(parent: int) -> None:
+    """The same, for a parent that is known: also if it died before this was asked."""
+    if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)

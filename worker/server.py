@@ -37,7 +37,7 @@ from worker.tables import DamagedRow
 
 BATCH_WRITES_MAX: Final = 2_000
 """Writes in one transaction: about 100 ms of work, below any daemon's patience."""
-RECEIVE_HWM: Final = 10_000
+RECEIVE_HWM: Final = 2_000
 SEND_HWM: Final = 1_000
 """Messages ZeroMQ queues per peer; beyond it acknowledgements are dropped and asked for again."""
 IDLE_SECONDS: Final = 0.5
