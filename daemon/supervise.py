@@ -94,6 +94,8 @@ def be_child_of(supervisor: int) -> None:
     """What a child is from its first moment on, and stays as the program that it becomes."""
     # Deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Until it is another program the supervisor's own handler would take this signal, and forget it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Programs ask for this too, but only when they have been read: until then a supervisor's death would go unnoticed.
     runtime.die_with(supervisor)
 

@@ -52,6 +52,8 @@ class Attempt:
     session: str = ""
     """`x-perdure-session`, if that much of the answer was read."""
     over: bool = False
+    daemon: str = "daemon"
+    """Whom it was sent to."""
 
     @property
     def mark(self) -> str:
@@ -75,6 +77,8 @@ class Conversation:
     turns: int = 0
     session: str = ""
     """The session of its turns; known to it from the first answer on."""
+    went_on_unheard: bool = False
+    """At one of several daemons, while some daemon did not hear the worker."""
 
     def __post_init__(self) -> None:
         self.model = self.model or ("claude-sonnet-4-6" if self.protocol == "messages" else "gpt-5")

@@ -1,6 +1,7 @@
 """A crowd of clients that talk until they are told to be silent.
 
-One rule: a client goes on as clients do: what was not answered to its end is sent again, on a new connection.
+One rule: a client goes on as clients do: what was not answered to its end is sent again, on a new connection; and with
+several daemons, every attempt to any of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ NAMED: Final[tuple[tuple[Protocol, bool], ...]] = (
 )
 """Who talks at once: (protocol, whether the client mints a session id)."""
 EVERYBODY: Final[tuple[tuple[Protocol, bool], ...]] = (*NAMED, ("messages", False), ("chat", False))
+STAYING: Final = (0.0, 0.75)
+"""How likely a client that may hop stays with a daemon for its next turn: never, or for a few turns."""
 TURNS_PER_CONVERSATION: Final = 12
 """Long enough to be killed several times, short enough that thousands of cycles do not grow endless prompts."""
 
@@ -35,17 +38,21 @@ class Crowd:
     def __init__(
         self,
         gateway: Gateway,
-        seed: int,
+        seed: int | str,
         *,
         speakers: Sequence[tuple[Protocol, bool]] = EVERYBODY,
         daemon: str = "daemon",
+        hopping: bool = False,
         pace_seconds: float = 0.0,
     ) -> None:
+        """`hopping`: to any daemon of the gateway, attempt by attempt; else all to `daemon`."""
         self.attempts: list[Attempt] = []
+        self.talks: dict[int, Conversation] = {}
+        """The conversation each client has now."""
         self._gateway = gateway
         self._seed = seed
         self._speakers = speakers
-        self._daemon = daemon
+        self._daemons = gateway.daemons if hopping else [daemon]
         self._pace_seconds = pace_seconds
         self._floor = Floor()
         # Marks are unique over all crowds of a gateway, by their daemon.
@@ -81,6 +88,18 @@ class Crowd:
         wanted += self._over()
         eventually(lambda: self._over() >= wanted, what="clients get on")
 
+    def ask_once_more(self, chance: random.Random) -> list[Attempt]:
+        """One more turn of every conversation that was answered before, one after the other: by the daemon that it
+        spoke to last, which may think that it still owns the session, or by any."""
+        last = {attempt.conversation: attempt.daemon for attempt in self.attempts}
+        asked: list[Attempt] = []
+        for place, talk in sorted(self.talks.items()):
+            if talk.turns:
+                daemon = chance.choice((last[talk], chance.choice(self._daemons)))
+                assert self._attempt(talk, f"question once more {place}", daemon, stream=False), f"{talk} at {daemon}"
+                asked.append(self.attempts[-1])
+        return asked
+
     def _over(self) -> int:
         return sum(attempt.over for attempt in self.attempts)
 
@@ -88,10 +107,13 @@ class Crowd:
         """One client's life: a turn until it is answered, then the next; a new conversation after a dozen."""
         talk = self._new_conversation(place)
         text = ""
+        staying = chance.choice(STAYING)
+        daemon = chance.choice(self._daemons)
         while (gate := self._floor.enter()) is not None:
             try:
                 text = text or _text(chance, gate)
-                if self._attempt(talk, text, stream=bool(chance.getrandbits(1))):
+                daemon = daemon if chance.random() < staying else chance.choice(self._daemons)
+                if self._attempt(talk, text, daemon, stream=bool(chance.getrandbits(1))):
                     text = ""
                 if talk.turns == TURNS_PER_CONVERSATION:
                     talk = self._new_conversation(place)
@@ -101,17 +123,19 @@ class Crowd:
 
     def _new_conversation(self, place: int) -> Conversation:
         protocol, is_named = self._speakers[place]
-        return Conversation(protocol, f"client-{self._seed}-{next(self._numbers)}" if is_named else "")
+        talk = Conversation(protocol, f"client-{self._seed}-{next(self._numbers)}" if is_named else "")
+        self.talks[place] = talk
+        return talk
 
-    def _attempt(self, talk: Conversation, text: str, *, stream: bool) -> bool:
+    def _attempt(self, talk: Conversation, text: str, daemon: str, *, stream: bool) -> bool:
         """Send it once; True when it was answered to its end."""
         try:
-            client = self._gateway.client(self._daemon)
+            client = self._gateway.client(daemon)
         except OSError:
             time.sleep(POLL_SECONDS)  # Nobody listens now: asked again soon, as clients do.
             return False
         with client:
-            attempt = Attempt(next(self._numbers), talk, text)
+            attempt = Attempt(next(self._numbers), talk, text, daemon=daemon)
             self.attempts.append(attempt)
             try:
                 return talk.exchange(client, attempt, stream=stream).complete

@@ -17,7 +17,7 @@ import pytest
 
 from tests.clients import RawAnswer
 from tests.conftest import Tell
-from tests.crash.checker import answers_by_mark, excused_from
+from tests.crash.checker import answers_by_mark, excuse_of
 from tests.crash.conversation import STREAM_ENDS, Attempt, Conversation
 from tests.processes import Gateway
 from tests.provider import Arrived, ScriptedProvider
@@ -49,7 +49,7 @@ def test_identity_is_committed_when_the_first_byte_arrives(tell: Tell) -> None:
             attempt = Attempt(number, talk, f"question {number}")
             provider.script(_hesitating(gateway))
             read = _killed_at_first_byte(gateway, attempt, stream)
-            if attempt.first_byte_at - attempt.sent_at >= excused_from(gateway, "daemon", log_start):
+            if excuse_of(gateway, "daemon", log_start).covers(attempt, attempt.first_byte_at):
                 continue
             row = _one_row(gateway, attempt)
             _assert_identity(gateway, talk, row, read.header("x-perdure-session"))
@@ -72,7 +72,7 @@ def test_usage_is_committed_when_the_last_byte_arrives(tell: Tell) -> None:
             talk, stream = kinds[number % len(kinds)]
             attempt = Attempt(number, talk, f"question {number}")
             _killed_at_last_byte(gateway, attempt, stream)
-            if attempt.last_byte_at - attempt.sent_at >= excused_from(gateway, "daemon", log_start):
+            if excuse_of(gateway, "daemon", log_start).covers(attempt, attempt.last_byte_at):
                 continue
             row = _one_row(gateway, attempt)
             told = answers_by_mark(provider.answers)[attempt.mark].usage
