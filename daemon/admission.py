@@ -56,7 +56,8 @@ class Admission(Struct, frozen=True):
             host = (urlsplit(f"//{authority}").hostname or "").removesuffix(".")
         except ValueError:
             return False
-        return is_loopback(host) or host in self.hosts
+        # Names under localhost mean this machine to browsers, whatever a name server says: desktop programs use them.
+        return is_loopback(host) or host.endswith(".localhost") or host in self.hosts
 
     def _is_harmless(self, origin: str) -> bool:
         """Editors and desktop programs have schemes of their own, which no page can have; a page that hides where it

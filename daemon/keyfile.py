@@ -33,6 +33,8 @@ class KeyFile:
             return
         partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
+            # The worker makes it for its socket; on another machine than the worker's nobody else does.
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(key.hex())

@@ -234,6 +234,10 @@ def _refuse_place(database: Path, file: Path, force: bool) -> None:
     place = file.resolve()
     if place.is_dir():
         raise Fatal(EXIT_USAGE, f"{file}: a directory; name a file in it")
+    if place.exists() and not place.is_file():
+        raise Fatal(EXIT_USAGE, f"{file}: not a file that may be replaced; name another")
+    if not place.parent.is_dir():
+        raise Fatal(EXIT_USAGE, f"{file}: there is no directory {place.parent}; make it, or name another file")
     if place.name.startswith(database.name) and place.parent == database.parent.resolve():
         raise Fatal(EXIT_USAGE, f"{file}: a name that perdure gives itself; name a file elsewhere")
     if place.exists() and not force:

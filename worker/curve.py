@@ -81,6 +81,10 @@ def make_keys(directory: Path, daemon: str = "") -> list[Path]:
     Raises Fatal rather than replace a key."""
     if not daemon:
         names = {"worker": directory / "worker.public", "daemon": directory / "daemons" / "daemon.public"}
+    elif not (directory / "worker.public").exists():
+        raise Fatal(
+            EXIT_USAGE, f"{directory}: no worker's keys are there yet; `perdure keys {directory}` makes them first"
+        )
     elif daemon.isidentifier() and daemon not in ("worker", "daemon"):
         names = {daemon: directory / "daemons" / f"{daemon}.public"}
     else:

@@ -49,7 +49,13 @@ STRANGE: Final = (
     "\udcff\udcfe",
     "127.0.0.1@evil.example",
 )
-PROGRAMS: Final = ("vscode-webview://0a1b", "app://obsidian.md", "tauri://localhost", "chrome-extension://abcdef")
+PROGRAMS: Final = (
+    "vscode-webview://0a1b",
+    "https://tauri.localhost",
+    "app://obsidian.md",
+    "tauri://localhost",
+    "chrome-extension://abcdef",
+)
 """Origins of programs on this machine, whose windows are pages too."""
 
 

@@ -127,6 +127,23 @@ def test_backup_is_one_private_file_that_needs_nothing_beside_it(path: Path, fil
     assert made.newest_at > 0 and len(made.incarnation) == 32
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_backup_onto_what_is_no_file_is_refused_and_leaves_it(path: Path, file: Path, force: bool) -> None:
+    fill(path)
+    os.mkfifo(file)
+    with pytest.raises(Fatal, match="not a file that may be replaced") as caught:
+        back_up(path, file, force=force)
+    assert caught.value.status == EXIT_USAGE
+    assert file.is_fifo()
+
+
+def test_backup_into_a_directory_that_is_not_there_says_so(path: Path, file: Path) -> None:
+    fill(path)
+    with pytest.raises(Fatal, match="there is no directory") as caught:
+        back_up(path, file.parent / "missing" / file.name)
+    assert caught.value.status == EXIT_USAGE
+
+
 def test_backup_onto_a_file_that_is_there_wants_to_be_told(path: Path, file: Path) -> None:
     fill(path)
     file.write_text("last year's accounts")

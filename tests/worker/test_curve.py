@@ -124,8 +124,16 @@ def test_keys_that_are_there_are_never_replaced(directory: Path) -> None:
 
 @pytest.mark.parametrize("name", ["worker", "daemon", "../up", "a b", "x.public"])
 def test_further_machine_of_an_unfit_name_is_refused(directory: Path, name: str) -> None:
+    made = make_keys(directory)
     with pytest.raises(Fatal) as caught:
         make_keys(directory, name)
+    assert caught.value.status == EXIT_USAGE
+    assert sorted(path for path in directory.rglob("*") if path.is_file()) == sorted(made)
+
+
+def test_further_machine_without_a_workers_keys_is_refused(directory: Path) -> None:
+    with pytest.raises(Fatal, match="no worker's keys are there yet") as caught:
+        make_keys(directory, "laptop")
     assert caught.value.status == EXIT_USAGE
     assert not directory.exists()
 
