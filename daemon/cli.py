@@ -94,6 +94,10 @@ def _run(options: argparse.Namespace) -> int:
         raise Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
     except StoreBusy as error:
         raise Fatal(runtime.EXIT_UNAVAILABLE, f"the database can not be read now ({error}); try again") from error
+    except PermissionError as error:
+        raise Fatal(
+            runtime.EXIT_CONFIGURATION, f"{error.filename}: {error.strerror}; check owner and mode of the directory"
+        ) from error
     return status
 
 

@@ -392,10 +392,11 @@ class Sessions:
         if held is None:
             return
         if held.session_id != reply.session_id:
-            is_fork = reply.session_id == booking.naming.drawn_id
+            # Else of whatever a fork was merged with since: only the turn is of another session.
+            is_fork = bool(booking.naming.drawn_id)
             if held.phase is Phase.OWNED and not is_fork:
                 held.forget()  # It was ours under a name of its own; but a longer conversation went through it.
-            held = self._forked(held, booking) if is_fork else self._renamed(held, reply.session_id)
+            held = self._forked(held, booking, reply.session_id) if is_fork else self._renamed(held, reply.session_id)
         held.shape = reply.shape or held.shape
         rows = list(reply.rows)
         if booking.row.is_settled and reply.position:
@@ -406,9 +407,9 @@ class Sessions:
         if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
             held.become(Phase.LOST)
 
-    def _forked(self, held: Held, booking: protocol.Booking) -> Held:
+    def _forked(self, held: Held, booking: protocol.Booking, fork_id: str) -> Held:
         """Another daemon was faster in going on from the same answer: this turn is of a session of its own."""
-        event_id, fork_id = booking.row.event_id, booking.naming.drawn_id
+        event_id = booking.row.event_id
         fork = self._at(fork_id)
         if fork is None:
             self._evict()

@@ -55,15 +55,17 @@ def serve(settings: Settings) -> None:
     os.umask(0o077)
     state = Path(settings.state_dir)
     _patiently(state, lambda: runtime.private_directory(state), log)
-    runtime.private_directory(Path(settings.runtime_dir))
+    run = Path(settings.runtime_dir)
+    _patiently(run, lambda: runtime.private_directory(run), log)
     _patiently(
         settings.lock, lambda: runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"), log
     )
     if settings.worker_url.startswith("ipc://"):
         socket = Path(settings.worker_url.removeprefix("ipc://"))
-        runtime.private_directory(socket.parent)
+        _patiently(socket.parent, lambda: runtime.private_directory(socket.parent), log)
         # ZeroMQ would take the path from a worker that serves another state directory, without a word.
-        runtime.lock_file(socket.with_suffix(".lock"), "set PERDURE_RUNTIME_DIR to another directory")
+        lock = socket.with_suffix(".lock")
+        _patiently(lock, lambda: runtime.lock_file(lock, "set PERDURE_RUNTIME_DIR to another directory"), log)
         if settings.group:
             runtime.share(socket.parent, runtime.group_named(settings.group), 0o750)
     keys = worker_keys(settings.worker_url, settings.curve_dir)
@@ -93,7 +95,7 @@ def serve(settings: Settings) -> None:
     except StoreRefused as error:
         raise runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
     except AddressRefused as error:
-        status = runtime.EXIT_UNAVAILABLE if error.is_taken else runtime.EXIT_CONFIGURATION
+        status = runtime.EXIT_UNAVAILABLE if error.is_passing else runtime.EXIT_CONFIGURATION
         raise runtime.Fatal(status, str(error)) from error
     log.info("stopped")
 

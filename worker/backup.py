@@ -110,10 +110,16 @@ def restore(file: Path, database: Path, *, stamp: str, judge: Judge, progress: P
             _copy(file, partial, progress)
             contents = _verified(partial, file, judge, progress)
         glimpse = _glimpse(database)
-        with _writing(database):
-            renew(partial)
-            move_durably(partial, staged_restore(database, stamp))
-            kept = finish_restore(database)
+        try:
+            with _writing(database):
+                renew(partial)
+                move_durably(partial, staged_restore(database, stamp))
+                kept = finish_restore(database)
+        except Fatal as fatal:
+            if partial.exists():
+                raise
+            remedy = "the restore is decided all the same: the worker's next start, or another restore, finishes it"
+            raise Fatal(fatal.status, f"{str(fatal).partition('; ')[0]}; {remedy}") from fatal
     newest_at, turns = glimpse or (0, 0)
     return Restored(contents=contents, kept=kept, was_readable=glimpse is not None, newest_at=newest_at, turns=turns)
 
@@ -240,6 +246,8 @@ def _refuse_place(database: Path, file: Path, force: bool) -> None:
         raise Fatal(EXIT_USAGE, f"{file}: there is no directory {place.parent}; make it, or name another file")
     if place.name.startswith(database.name) and place.parent == database.parent.resolve():
         raise Fatal(EXIT_USAGE, f"{file}: a name that perdure gives itself; name a file elsewhere")
+    if place.exists() and database.exists() and place.samefile(database):
+        raise Fatal(EXIT_USAGE, f"{file}: this is the database in use; name a file elsewhere")
     if place.exists() and not force:
         raise Fatal(EXIT_USAGE, f"{file}: is there already; name another file, or add --force to replace it")
 
@@ -297,6 +305,8 @@ def _own(descriptor: int, path: Path) -> None:
             return
     except (BlockingIOError, FileNotFoundError):
         pass  # Said below, as of the third case.
+    except OSError as error:
+        raise Fatal(EXIT_UNAVAILABLE, f"{path}: {error.strerror}; name a place on another file system") from error
     raise Fatal(EXIT_UNAVAILABLE, f"{path}: another process is writing it; try again when that one is done")
 
 

@@ -265,7 +265,8 @@ def _is_outrun(
     if not naming.drawn_id:
         return False
     if before is not None:
-        return before.session_id == naming.drawn_id
+        # An operator may have merged it since.
+        return before.session_id == (tables.alias(naming.drawn_id) or naming.drawn_id) != session.session_id
     if session.owner in ("", write.boot) or not _goes_on(tables, session, naming):
         return False  # Nobody was faster; or an older store was put back, which does not know the answer.
     found, _ = _proven(tables, naming, at=body.row.started_at, live=live)
@@ -278,8 +279,9 @@ def _fork(tables: Tables, origin: Session, body: Booking) -> tuple[Session, Why]
     naming = body.naming
     reason = f"another turn went on from the same answer first; a fork of {origin.session_id}"
     why = replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX])
-    session = tables.session(naming.drawn_id) or Session(
-        session_id=naming.drawn_id,
+    session_id = tables.alias(naming.drawn_id) or naming.drawn_id
+    session = tables.session(session_id) or Session(
+        session_id=session_id,
         parent_session_id=origin.parent_session_id,
         forked_from=origin.session_id,
         first_seen_at=body.row.started_at,

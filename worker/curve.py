@@ -138,6 +138,8 @@ class Door:
         router.setsockopt(zmq.CURVE_SECRETKEY, self._keys.own.secret)
         router.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.own.public)
         router.setsockopt(zmq.ZAP_DOMAIN, b"perdure")
+        # A connection may be gone for its daemon alone: the next one under that name is it.
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
     def answer(self) -> None:
         """Answer whoever asks; the socket asks for one peer at a time."""
@@ -170,7 +172,13 @@ class Door:
 
     def _known(self) -> set[bytes]:
         known: set[bytes] = set()
-        for path in sorted(self._keys.daemons.glob("*.public"))[:DAEMON_KEYS_MAX]:
+        try:
+            found = sorted(self._keys.daemons.glob("*.public"))[:DAEMON_KEYS_MAX]
+        except OSError as error:
+            # No descriptor is left, or the disk is sick: who knocks is turned away, and knocks again.
+            self._log.warning("%s: %s", self._keys.daemons, error.strerror)
+            return known
+        for path in found:
             try:
                 known.add(_read(path))
             except Fatal as fatal:

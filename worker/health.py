@@ -31,12 +31,15 @@ class Heart:
     """The worker's side: `beat` shows that its loop goes round."""
 
     def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory / _NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._path = directory / _NAME
+        self._descriptor = -1
 
     def beat(self) -> None:
         # Always the same bytes in place, so that it also beats on a full disk, and of one length, so that a reader
         # never sees the end of a longer one.  A heart that can not be written must not stop the loop it tells of.
         with contextlib.suppress(OSError):
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.pwrite(self._descriptor, f"{os.getpid():10} {time.monotonic():20.3f}\n".encode(), 0)
 
 

@@ -195,7 +195,7 @@ def lock_file(path: Path, remedy: str) -> int:
 
 def _refusal(path: Path, error: OSError, remedy: str) -> Fatal:
     """What the system's word means for a process that needs this path."""
-    if error.errno in _PASSING:
+    if error.errno in PASSING:
         return NotNow(f"{path}: {error.strerror}")
     return Fatal(EXIT_CONFIGURATION, f"{path}: {error.strerror}; {remedy}")
 
@@ -234,7 +234,7 @@ TRACEBACK_LINES_MAX: Final = 200
 """No further exceptions that led to each other are shown after so many; they may go in a circle."""
 _ROOT: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
-_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
+PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 """A disk that is full, read-only or sick, or a system out of descriptors, may be well again."""
 _PR_SET_DUMPABLE: Final = 4
 _ExcInfo: TypeAlias = (

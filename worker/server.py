@@ -32,6 +32,7 @@ from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
 from worker.records import account_of, page_of_sessions
 from worker.retention import Schedule
+from worker.runtime import PASSING
 from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected, damaged
 from worker.tables import DamagedRow
 
@@ -55,11 +56,11 @@ SHOWN_ROWS: Final = 50
 
 
 class AddressRefused(Exception):
-    """The address can not be bound; the message says why.  `is_taken`: by another process, now."""
+    """The address can not be bound; the message says why.  `is_passing`: it is taken now, or its disk is full."""
 
-    def __init__(self, message: str, *, is_taken: bool) -> None:
+    def __init__(self, message: str, *, is_passing: bool) -> None:
         super().__init__(message)
-        self.is_taken = is_taken
+        self.is_passing = is_passing
 
 
 class Phase(Enum):
@@ -153,7 +154,7 @@ class Server:
             self._socket.bind(self._address)
         except zmq.ZMQError as error:
             raise AddressRefused(
-                f"{self._address}: {error.strerror}", is_taken=error.errno == errno.EADDRINUSE
+                f"{self._address}: {error.strerror}", is_passing=error.errno in (errno.EADDRINUSE, *PASSING)
             ) from error
 
     # -- gathering -------------------------------------------------------------------------------------------------

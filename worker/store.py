@@ -260,7 +260,8 @@ def _look(path: Path, *, checking: bool = False) -> _Found:
             # killed there, it holds nothing yet.  Read past the journal, this is seen without touching either file.
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
             try:
-                return _look_through(apsw.Connection(f"{path.as_uri()}?immutable=1", flags=flags), path, checking=False)
+                uri = f"{path.absolute().as_uri()}?immutable=1"
+                return _look_through(apsw.Connection(uri, flags=flags), path, checking=False)
             except (apsw.NotADBError, apsw.CorruptError):
                 # A power cut tore its first page: whatever is left of that, SQLite rolls it back to an empty file.
                 if _rolls_back_to_nothing(path):
@@ -356,7 +357,8 @@ def _is_closed_to_us(path: Path) -> bool:
 def _check_log(db: apsw.Connection, path: Path) -> None:
     log = path.with_name(f"{path.name}-wal")
     frames, _moved = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-    if log.exists() and hides_commits(log, max(0, frames)):
+    page = int(next(iter(db.execute("PRAGMA page_size")))[0])
+    if log.exists() and hides_commits(log, max(0, frames), page):
         raise StoreRefused(damaged(path, f"its log is broken after frame {frames}, and commits stand behind that"))
 
 

@@ -23,10 +23,14 @@ FRAME_HEADER_BYTES: Final = 24
 PAGE_BYTES: Final = frozenset(2**power for power in range(9, 17))
 
 
-def hides_commits(log: Path, frames: int) -> bool:
-    """Whether commits that were synced lie behind the frames that SQLite takes from it."""
+def hides_commits(log: Path, frames: int, page_bytes: int) -> bool:
+    """Whether commits that were synced lie behind the frames that SQLite takes from it.  `page_bytes`: of the
+    database's pages."""
     with log.open("rb") as file:
         header = file.read(HEADER_BYTES)
+        if not frames:
+            header = _as_written(header, file.read(FRAME_HEADER_BYTES), page_bytes)
+            file.seek(HEADER_BYTES)
         page, salts = int.from_bytes(header[8:12], "big"), header[16:24]
         if page not in PAGE_BYTES:
             return False  # No log, or one whose header was cut while all of it was in the database already.
@@ -40,6 +44,17 @@ def hides_commits(log: Path, frames: int) -> bool:
                 return True
             commit = head if is_of_this_use and head[4:8] != bytes(4) else b""
     return False
+
+
+def _as_written(header: bytes, first_frame: bytes, page_bytes: int) -> bytes:
+    """The header with what its database and its first frame say, if its checksum fits that: what it says else was
+    damaged afterwards.  Of one that a power cut tore, parts are newer than the frames, and it does not fit."""
+    for mark in (0, 1):
+        start = header[:3] + bytes([header[3] & 0xFE | mark]) if len(header) == HEADER_BYTES else b""
+        whole = start + header[4:8] + page_bytes.to_bytes(4, "big") + header[12:16] + first_frame[8:16]
+        if len(whole) == 24 and _checksum(whole, bytes(8), ">I" if mark else "<I") == header[24:]:
+            return whole + header[24:]
+    return header
 
 
 def _checksum(content: bytes, before: bytes, words: str) -> bytes:

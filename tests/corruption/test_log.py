@@ -125,3 +125,24 @@ def test_log_of_nothing_is_none(path: Path, content: bytes) -> None:
     Store(path).close()
     log_of(path).write_bytes(content)
     assert rows(path) == 0
+
+
+def test_bit_flipped_in_the_header_of_a_log_hides_no_commit(path: Path) -> None:
+    """SQLite takes nothing of such a log, as of one that a power cut tore."""
+    make_killed(path)
+    whole = path.read_bytes(), log_of(path).read_bytes()
+    unseen = []
+    for bit in range(8 * LOG_HEADER_BYTES):
+        path.write_bytes(whole[0])
+        log_of(path).write_bytes(whole[1])
+        change(path, lambda content, bit=bit: _flip(content, bit))  # type: ignore[misc]
+        try:
+            if rows(path) != COMMITS:
+                unseen.append(bit)
+        except StoreRefused:
+            pass
+    assert unseen == []
+
+
+def _flip(content: bytearray, bit: int) -> None:
+    content[bit // 8] ^= 1 << bit % 8

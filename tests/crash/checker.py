@@ -32,7 +32,7 @@ from tests.provider import Answered
 from worker.ledger import NOTHING, Sums, sums_of_day, sums_of_session
 from worker.protocol import Row, Usage
 
-SPLIT: Final = "two sessions: no name, and several daemons answered while the worker was away"
+SPLIT: Final = "unnamed, split over daemons while the worker was away"
 """What one of them answered the others could not know.  Most such conversations are joined afterwards, not all: the
 opening proves nothing, and its turns reach the worker in another order than they were asked in."""
 REFUSED: Final = 503
@@ -53,7 +53,7 @@ class Excuse:
 
     @property
     def reason(self) -> str:
-        return "answered without the worker's word, then its daemon was killed"
+        return "answered unconfirmed, then its daemon was killed"
 
 
 @dataclass

@@ -5,6 +5,7 @@ One rule: whatever becomes of an episode, the others go on, and the report tells
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from math import inf
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any, Final
 
 from tests.crash.campaign import MISS_SECONDS, Campaign
@@ -40,21 +42,24 @@ def run(
     deadline = time.monotonic() + limit_seconds
     report = Report(seed)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        shares = [pool.submit(_run_share, list(episodes[job::jobs]), seed, deadline, is_quiet) for job in range(jobs)]
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting: Queue[Episode] = manager.Queue()
+        for episode in episodes:
+            waiting.put(episode)
+        shares = [pool.submit(_run_share, waiting, seed, deadline, is_quiet) for _ in range(jobs)]
         for share in as_completed(shares):
             report.add(share.result())
     report.failed_cycles.sort()
     return report
 
 
-def _run_share(episodes: Sequence[Episode], seed: int, deadline: float, is_quiet: bool) -> Report:
+def _run_share(waiting: Queue[Episode], seed: int, deadline: float, is_quiet: bool) -> Report:
+    """One episode after the other, as long as there are any."""
     report = Report(seed)
     started = time.monotonic()
-    with Nursery() as nursery:
-        for episode in episodes:
-            if time.monotonic() > deadline:
-                break
+    with Nursery() as nursery, contextlib.suppress(Empty):
+        while time.monotonic() < deadline:
+            episode = waiting.get_nowait()
             report.add(run_episode(episode, seed, nursery))
             if not is_quiet:
                 found, seconds = report.findings, time.monotonic() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from worker import store as store_module
 from worker.backup import Contents, Restored
 from worker.batch import Write
 from worker.protocol import Snapshot, SnapshotWrite
-from worker.runtime import EXIT_UNAVAILABLE, EXIT_USAGE, Fatal
+from worker.runtime import EXIT_USAGE, Fatal
 from worker.store import APPLICATION_ID, Reader, Store, StoreRefused
 
 STAMP: Final = "20260131T120000Z"
@@ -162,13 +163,6 @@ def test_backup_in_a_place_of_perdures_own_is_refused(path: Path, name: str) -> 
     with pytest.raises(Fatal, match="name a file"):
         back_up(path, path.parent / name, force=True)
     assert images(path.parent) == before
-
-
-def test_backup_into_no_directory_says_so(path: Path, tmp_path: Path) -> None:
-    fill(path)
-    with pytest.raises(Fatal, match=r"No such file or directory.*make room there, or name another place") as caught:
-        back_up(path, tmp_path / "nowhere" / "b.db")
-    assert caught.value.status == EXIT_UNAVAILABLE
 
 
 def test_backup_beside_another_to_the_same_file_waits_for_its_turn(path: Path, file: Path) -> None:
@@ -529,3 +523,30 @@ def test_application_id_of_a_backup_is_ours(path: Path, file: Path) -> None:
     fill(path)
     back_up(path, file)
     assert file.read_bytes()[68:72] == APPLICATION_ID.to_bytes(4, "big")
+
+
+def test_restore_that_fails_once_it_is_decided_says_so(path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    back_up(path, file)
+    sync = store_module._sync
+
+    def fails(place: Path) -> None:
+        sync(place)
+        if place == path.parent:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(store_module, "_sync", fails)
+    with pytest.raises(Fatal, match="the restore is decided all the same") as caught:
+        backups.restore(file, path, stamp="1", judge=whole, progress=quiet)
+    assert "nothing was changed" not in str(caught.value)
+
+
+def test_backup_onto_the_database_itself_under_another_name_is_refused(path: Path, file: Path) -> None:
+    fill(path)
+    file.symlink_to(path)
+    with pytest.raises(Fatal, match=r"the database in use|a name that perdure gives itself"):
+        back_up(path, file, force=True)
+    file.unlink()
+    os.link(path, file)
+    with pytest.raises(Fatal, match="the database in use"):
+        back_up(path, file, force=True)

@@ -13,11 +13,13 @@ from worker import batch
 from worker.batch import RETRY_MILLISECONDS, Outcome, Write
 from worker.protocol import (
     ROWS_PER_REPLY_MAX,
+    Amend,
     Booking,
     Claim,
     Key,
     KeyKind,
     Lost,
+    Merge,
     Naming,
     Reply,
     Row,
@@ -1136,3 +1138,15 @@ def test_book_of_an_opening_that_two_sessions_went_through_is_a_session_of_its_o
     book(gone_on, event(3), named("third", continues=["a1", "q1"], keys=keys(("answer", "c2")), chain_length=4))
     ended = replace(SETTLED, event_id="event-0001", started_at=NOON - 9)
     assert book(gone_on, ended, UNCONFIRMED_ANSWER).session_id == "first"
+
+
+def test_book_of_a_forks_end_after_an_operator_merged_it_is_of_the_session_it_was_merged_into(
+    outrun: MemoryTables,
+) -> None:
+    book(outrun, opened(2), OWNERS, boot="d1", epoch=1, seen=1)
+    book(outrun, event(5), named("t", keys=keys(("answer", "t1")), chain_length=2))
+    do(outrun, Amend(request="r", act=Merge(session_id="drawn", into="t")), "command")
+
+    ended = replace(OWNERS, keys=keys(("answer", "a2x")))
+    assert book(outrun, event(2), ended, boot="d1", epoch=1, seen=1).session_id == "t"
+    assert outrun.rows["event-0002"].session_id == "t"

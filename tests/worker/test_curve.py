@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -216,3 +218,49 @@ def test_strangers_are_logged_once_each_and_counted_every_time(
 def test_crowd_at_the_door_is_asked_about_in_turns_of_the_loop() -> None:
     """The worker commits between them."""
     assert 0 < KNOCKS_PER_TURN_MAX <= 1_000
+
+
+def test_stranger_who_knocks_while_no_descriptor_is_left_is_turned_away(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the worker lives: anybody can open connections until there are no more."""
+    make_keys(directory)
+    keys = worker_keys(TCP, str(directory))
+    assert keys is not None
+    with zmq.Context() as context:
+        door = Door(context, keys._replace(daemons=_Unlistable(directory)), lambda: None, logging.getLogger("worker"))
+        assert door._judged([b"1.0", b"1", b"perdure", b"127.0.0.1", b"", b"CURVE", bytes(32)])[2] == b"400"
+        door.close()
+    assert "Too many open files" in caplog.text
+
+
+class _Unlistable(type(Path())):  # type: ignore[misc]  # the kind of path of this system
+    def glob(self, _pattern: str) -> Iterator[Path]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_peer_that_comes_back_while_its_old_connection_still_counts_is_heard(house: House, directory: Path) -> None:
+    """Whatever stands between has forgotten the connection; this end has not."""
+    keys = keys_in(directory)
+    with zmq.Context() as context:
+        former = named_peer(context, house.address, keys)
+        assert knocks(former)
+        present = named_peer(context, house.address, keys)
+        assert knocks(present)
+        former.close(linger=0)
+        present.close(linger=0)
+
+
+def knocks(peer: zmq.Socket[bytes]) -> bool:
+    peer.send(b"knock")
+    return bool(peer.poll(HEARD_MILLISECONDS)) and peer.recv() == b"knock"
+
+
+def named_peer(context: zmq.Context[zmq.Socket[bytes]], address: str, keys: DaemonKeys) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.ROUTING_ID, b"the same")
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, keys.worker)
+    socket.connect(address)
+    return socket
