@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pytest
 
-from daemon import cli
+from daemon.verbs import progress
 from tests.clients import AnthropicTalk
 from tests.processes import Gateway, eventually
 from tests.provider import ScriptedProvider
@@ -267,10 +267,10 @@ def test_bar_is_shown_to_people_once_it_takes_a_moment_and_is_gone_afterwards(
     monkeypatch: pytest.MonkeyPatch, after_seconds: float, is_shown: bool
 ) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(cli, "BAR_AFTER_SECONDS", after_seconds)
+    monkeypatch.setattr(progress, "BAR_AFTER_SECONDS", after_seconds)
     monkeypatch.setattr(sys, "stderr", terminal)
-    with cli._progress() as progress:
-        progress("copying", 0.5)
+    with progress.progress_bar() as show:
+        show("copying", 0.5)
     said = terminal.getvalue()
     assert ("50% copying" in said) == is_shown
     assert said == "" or said.endswith("\r\x1b[K")

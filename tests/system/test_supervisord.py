@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 import pytest
 
 from daemon.app import FLUSH_SECONDS, IDLE_DRAIN_SECONDS
-from daemon.cli import STOP_MARGIN_SECONDS
+from daemon.verbs.running import STOP_MARGIN_SECONDS
 from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider

@@ -13,8 +13,8 @@ from typing import Final
 import apsw
 import pytest
 
-from daemon.cli import _faults
 from daemon.state import EMPTY, encode
+from daemon.verbs.keeping import faults_of
 from tests.worker.test_migrations import at_schema, put_old_rows
 from tests.worker.writing import booking, claim, snapshot_write, write
 from worker import backup as backups
@@ -439,7 +439,7 @@ def test_snapshots_are_judged_by_the_rules_of_those_who_read_them(path: Path, fi
     commit(store, write(claim("good")), write(claim("bad"), 2), write(snapshot_write("bad"), 3))
     commit(store, write(SnapshotWrite(session_id="good", epoch=1, snapshot=encode(EMPTY, 1)), 4))
     store.close()
-    assert backups.backup(path, file, force=False, judge=_faults, progress=quiet).damaged_snapshots == 1
+    assert backups.backup(path, file, force=False, judge=faults_of, progress=quiet).damaged_snapshots == 1
 
 
 class Cut(Exception):

@@ -1,0 +1,106 @@
+"""The verbs that correct: `session merge`, `split`, `undo`, `log`.
+
+One rule: they look up which sessions are meant, and have the worker do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+
+from daemon.amend import amend, draw_id
+from daemon.pages import change_line, changed_page
+from daemon.verbs.parsing import ID, Verbs, add_verb, positive
+from daemon.verbs.reading import named_session, reading, unknown
+from daemon.views import change_object
+from worker import runtime
+from worker.curve import daemon_keys
+from worker.protocol import SPLIT_EVENTS_MAX, Merge, Split, Undo
+from worker.records import changes_of, event_named
+from worker.runtime import Fatal
+from worker.settings import Settings
+from worker.store import Reader
+
+
+def add(verbs: Verbs) -> None:
+    """`perdure session …`"""
+    does = "correct which session turns were given: audited, and undoable"
+    session = add_verb(verbs, "session", "perdure session merge 4f1c2b 9a07de", does, None)
+    verb = partial(add_verb, session.add_subparsers(metavar="VERB", required=True))
+    places = ("state_dir", "runtime_dir", "worker_url", "curve_dir")
+    made = [
+        verb("merge", "perdure session merge 4f1c2b 9a07de", "make one session part of another", places, act=merge),
+        verb(
+            "split",
+            "perdure session split 4f1c2b --from 7be09c",
+            "make turns of a session one of their own, and tell its id",
+            places,
+            act=split,
+        ),
+        verb("undo", "perdure session undo 3", "take a merge or a split back", places, act=undo),
+        verb("log", "perdure session log --json", "what was merged, split and undone, newest first", places, act=log),
+    ]
+    for each in made:
+        each.add_argument("--json", action="store_true", help="for programs")
+    made[0].add_argument("source", metavar="FROM", help=f"the session that is no other: {ID}")
+    made[0].add_argument("into", metavar="INTO", help="the session that both are from now on")
+    made[1].add_argument("id", metavar="ID", help=ID)
+    which = made[1].add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--from", dest="first_event", metavar="EVENT", help="this turn and all that began after it (`perdure show ID`)"
+    )
+    which.add_argument("--only", nargs="+", metavar="EVENT", help="these turns alone")
+    made[2].add_argument("change", metavar="N", type=positive, help="its number in `perdure session log`")
+
+
+def merge(settings: Settings, options: argparse.Namespace) -> int:
+    """One session becomes part of another."""
+    with reading(settings.database) as reader:
+        source, into = named_session(reader, options.source), named_session(reader, options.into)
+    return _change(Merge(session_id=source, into=into), settings, options)
+
+
+def split(settings: Settings, options: argparse.Namespace) -> int:
+    """Some turns of a session become one of their own."""
+    with reading(settings.database) as reader:
+        session_id = named_session(reader, options.id)
+        first = _event(reader, session_id, options.first_event) if options.first_event else ""
+        events = [_event(reader, session_id, event) for event in options.only or ()]
+    if len(events) > SPLIT_EVENTS_MAX:
+        raise Fatal(runtime.EXIT_USAGE, f"more than {SPLIT_EVENTS_MAX} turns at once; split them off in several steps")
+    act = Split(session_id=session_id, drawn_id=draw_id(), first_event=first, events=events)
+    return _change(act, settings, options)
+
+
+def undo(settings: Settings, options: argparse.Namespace) -> int:
+    """Take a change back."""
+    with reading(settings.database):
+        pass  # Without a database there is nothing to wait for a worker for.
+    return _change(Undo(change=options.change), settings, options)
+
+
+def log(settings: Settings, options: argparse.Namespace) -> int:
+    """Every change, newest first."""
+    with reading(settings.database) as reader:
+        found = [change_object(change) for change in changes_of(reader.execute)]
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(map(change_line, found)) or "no session was ever merged or split")
+    return runtime.EXIT_OK
+
+
+def _change(act: Merge | Split | Undo, settings: Settings, options: argparse.Namespace) -> int:
+    amended = amend(act, settings.worker_url, daemon_keys(settings.worker_url, settings.curve_dir))
+    shown = {name: getattr(amended, name) for name in ("change", "verb", "session_id", "other_id", "moved", "stayed")}
+    shown["undoes"] = act.change if isinstance(act, Undo) else None
+    print(json.dumps(shown, indent=2) if options.json else changed_page(shown))
+    return runtime.EXIT_OK
+
+
+def _event(reader: Reader, session_id: str, name: str) -> str:
+    found = event_named(reader.execute, session_id, name)
+    if found is None:
+        raise unknown("turn of this session", name, f"perdure show {session_id}")
+    return found

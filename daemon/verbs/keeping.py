@@ -1,0 +1,119 @@
+"""The verbs that keep safe: `backup`, `restore`.
+
+One rule: a backup only reads; a restore takes the worker's place, under its lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from daemon.state import decode
+from daemon.verbs.parsing import Verbs, add_verb
+from daemon.verbs.progress import progress_bar
+from daemon.verbs.reading import moment
+from worker import backup as backups
+from worker import runtime
+from worker.protocol import Snapshot
+from worker.runtime import Fatal
+from worker.settings import Settings
+
+BACKUP_NICENESS: Final = 10
+"""What reads a gigabyte must not take the processor from what answers requests."""
+
+
+def add(verbs: Verbs) -> None:
+    verb = partial(add_verb, verbs)
+    place = ("state_dir",)
+    does = "copy the database, also while it is written, and prove the copy"
+    made = [
+        verb("backup", "perdure backup /mnt/backups/perdure-$(date +%F).db", does, place, act=backup),
+        verb(
+            "restore", "perdure restore /mnt/backups/perdure-2026-01-31.db", "go back to a backup", place, act=restore
+        ),
+    ]
+    for each in made:
+        each.add_argument("file", metavar="FILE", type=Path, help="the backup")
+        each.add_argument("--json", action="store_true", help="for programs")
+    made[0].add_argument("--force", action="store_true", help="replace FILE where it is there already")
+
+
+def backup(settings: Settings, options: argparse.Namespace) -> int:
+    """Copy the database, whatever runs, and prove the copy."""
+    if not settings.database.exists():
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{settings.database}: no database there yet; `perdure up` makes one")
+    os.nice(BACKUP_NICENESS)
+    started = time.monotonic()
+    with progress_bar() as progress:
+        made = backups.backup(settings.database, options.file, force=options.force, judge=faults_of, progress=progress)
+    seconds, size = time.monotonic() - started, options.file.stat().st_size
+    shown = {"path": str(options.file), "bytes": size, "seconds": round(seconds, 3), **_contents(made)}
+    line = f"{options.file}: {_held(made)}, {size:,} bytes, read to the last row, in {seconds:.1f} s"
+    print(json.dumps(shown, indent=2) if options.json else line)
+    return runtime.EXIT_OK
+
+
+def restore(settings: Settings, options: argparse.Namespace) -> int:
+    """Put a backup in the database's place, and keep what was there."""
+    runtime.private_directory(Path(settings.state_dir))
+    holder = runtime.lock_holder(settings.lock)
+    if holder is not None:
+        remedy = "stop perdure first (Ctrl-C where it runs, or the worker alone: supervisorctl … stop worker)"
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{settings.state_dir}: the worker runs (pid {holder}); {remedy}")
+    lock = runtime.lock_file(settings.lock, "restore into another PERDURE_STATE_DIR")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    with progress_bar() as progress:
+        done = backups.restore(options.file, settings.database, stamp=stamp, judge=faults_of, progress=progress)
+    os.close(lock)
+    shown = {
+        "path": str(options.file),
+        **_contents(done.contents),
+        "kept": str(done.kept) if done.kept else None,
+        "replaced": {"newest_row_at": moment(done.newest_at), "turns": done.turns} if done.was_readable else None,
+    }
+    print(json.dumps(shown, indent=2) if options.json else _restored_page(options.file, done))
+    return runtime.EXIT_OK
+
+
+def _contents(found: backups.Contents) -> dict[str, Any]:
+    shown = {name: getattr(found, name) for name in backups.Contents.__struct_fields__ if name != "newest_at"}
+    return {**shown, "newest_row_at": moment(found.newest_at)}
+
+
+def _restored_page(file: Path, done: backups.Restored) -> str:
+    newest = moment(done.contents.newest_at) or "never"
+    lines = [f"Restored  {file}: {_held(done.contents)}, the newest of {newest}"]
+    if done.kept:
+        lines.append(f"Kept      {done.kept}: delete it once nothing in it is missed")
+        lines.append(f"Gap       {_gap(done)}")
+    lines.append(
+        "Next      start the worker (`perdure up`, or supervisorctl … start worker); daemons that ran on tell it"
+    )
+    lines.append("          what they had not seen stored")
+    return "\n".join(lines)
+
+
+def _gap(done: backups.Restored) -> str:
+    """What the database had that the backup has not."""
+    if not done.was_readable:
+        return "unknown: what was there can not be read"
+    more = done.turns - done.contents.turns
+    if more <= 0 and done.newest_at <= done.contents.newest_at:
+        return "none"
+    return f"{max(0, more):,} turns are in the kept database alone, the newest of {moment(done.newest_at)}"
+
+
+def _held(contents: backups.Contents) -> str:
+    folded = f" ({contents.damaged_snapshots} to be folded anew)" if contents.damaged_snapshots else ""
+    return f"{contents.turns:,} turns in {contents.sessions:,} sessions{folded}"
+
+
+def faults_of(snapshot: Snapshot) -> Sequence[str]:
+    return decode(snapshot).warnings
