@@ -56,17 +56,19 @@ bench: $(VENV)/.dev
 oracle: $(VENV)/.dev
 	$(BIN)/python -m tests.oracle --conversations $(or $(CONVERSATIONS),5000) --pairs $(or $(PAIRS),100000) --seed $(or $(SEED),1)
 
-# Both lock files from pyproject.toml, with hashes.
+# The lock files from pyproject.toml, with hashes: what runs, what it is tested with, what builds it.
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate -q pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate -q pyproject.toml --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate -q --group build -c requirements-dev.lock -o requirements-build.lock
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(VENV)/bin/python requirements.lock pyproject.toml
+$(VENV)/.run: $(VENV)/bin/python requirements.lock requirements-build.lock pyproject.toml
 	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps -e .
+	$(BIN)/python -m pip install -q --require-hashes -r requirements-build.lock
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock

@@ -1,1 +1,1 @@
-"""Measurements: what perdure costs, and what disturbs it.  Nothing here judges; figures depend on the machine."""
+"""Measurements: what perdure costs, and what disturbs it.  Figures depend on the machine; bounds are ratios."""

@@ -28,6 +28,7 @@ from tests.system.turns import take_turn
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LOCKS: Final = ("requirements.lock", "requirements-dev.lock")
+BUILD_LOCK: Final = "requirements-build.lock"
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 
 
@@ -63,10 +64,10 @@ def wanted(*groups: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, BUILD_LOCK])
 def test_every_locked_distribution_has_one_version_and_its_hashes(name: str) -> None:
     entries = locked(name)
-    assert len(entries) > 20
+    assert len(entries) > (5 if name == BUILD_LOCK else 20)
     for distribution, versions in entries.items():
         for entry in versions:
             assert entry.hashes, distribution
@@ -84,10 +85,22 @@ def test_lock_holds_what_the_project_asks_for(name: str, groups: list[str]) -> N
     assert groups or not ({canonical(each.name) for each in wanted("dev")} - runtime) & entries.keys()
 
 
-def test_both_locks_agree() -> None:
-    run, dev = locked(LOCKS[0]), locked(LOCKS[1])
-    for name, entries in run.items():
-        assert [(e.version, e.hashes) for e in entries] == [(e.version, e.hashes) for e in dev[name]], name
+def test_what_builds_the_package_is_locked_too() -> None:
+    """A build back end runs with all rights of whoever installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    entries = locked(BUILD_LOCK)
+    for line in [*project["build-system"]["requires"], *project["dependency-groups"]["build"]]:
+        requirement = Requirement(line)
+        (found,) = entries[canonical(requirement.name)]
+        assert Version(found.version) in requirement.specifier
+
+
+@pytest.mark.parametrize("name", [LOCKS[0], BUILD_LOCK])
+def test_locks_agree(name: str) -> None:
+    dev = locked(LOCKS[1])
+    for distribution, entries in locked(name).items():
+        theirs = dev.get(distribution, [] if name == LOCKS[0] else entries)
+        assert [(e.version, e.hashes) for e in entries] == [(e.version, e.hashes) for e in theirs], distribution
 
 
 def test_what_is_installed_is_what_is_locked() -> None:
@@ -112,7 +125,8 @@ def test_lock_is_complete_for_every_python_it_is_meant_for(python: str) -> None:
 def test_installation_checks_the_hashes() -> None:
     """Where a line of make installs anything but this project itself."""
     lines = [line for line in (ROOT / "Makefile").read_text("utf-8").splitlines() if "pip install" in line]
-    assert lines and all("--require-hashes -r" in line or "--no-deps -e ." in line for line in lines)
+    ours = "--no-build-isolation --no-deps -e ."  # With isolation, pip would fetch a back end that nobody has locked.
+    assert lines and all("--require-hashes -r" in line or ours in line for line in lines)
 
 
 # -- the network -----------------------------------------------------------------------------------------------------
