@@ -25,7 +25,7 @@ LINES_P90_MAX = 40
 SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "curve"}
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")
-ALSO = {"backup", "store"}
+ALSO = {"backup", "copies", "store"}
 """The command line reads the database itself, so that it works with every process dead."""
 
 EDGES = {

@@ -82,15 +82,19 @@ class Restored(Struct, frozen=True, kw_only=True):
     """What it held, if that could be read; as in `Contents`."""
 
 
-def backup(database: Path, file: Path, *, force: bool, judge: Judge, progress: Progress) -> Contents:
-    """Copy the database to `file`.  Raises Fatal, StoreRefused for a database that is damaged or not there, StoreBusy
-    for one that can not be read now."""
+def backup(
+    database: Path, file: Path, *, force: bool, judge: Judge, progress: Progress, partial: Path | None = None
+) -> Contents:
+    """Copy the database to `file`; `partial`: its name until it is proved good, in the same directory.  Raises Fatal,
+    StoreRefused for a database that is damaged or not there, StoreBusy for one that can not be read now."""
     _refuse_place(database, file, force)
-    with _partial(file.with_name(f"{file.name}.partial")) as partial:
-        _copy(database, partial, progress)
-        contents = _verified(partial, database, judge, progress)
+    with _partial(partial or file.with_name(f"{file.name}.partial")) as copy:
+        _copy(database, copy, progress)
+        contents = _verified(copy, database, judge, progress)
+        # Once more: it took its time, and what came there meanwhile is somebody's.
+        _refuse_place(database, file, force)
         with _writing(file):
-            move_durably(partial, file)
+            move_durably(copy, file)
     return contents
 
 

@@ -400,6 +400,20 @@ def copy_database(source: Path, target: Path, progress: Callable[[float], None])
         reader.close()
 
 
+def key_at_rest(path: Path) -> str | None:
+    """The key for hashes of a store that nobody has open; None for anything else.  Nothing comes to stand beside it."""
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    try:
+        db = apsw.Connection(f"{path.absolute().as_uri()}?immutable=1", flags=flags)
+        try:
+            found = _judge(db, path)
+            return next((str(key) for (key,) in db.execute(_KEY)), None) if found.version else None
+        finally:
+            db.close()
+    except (StoreRefused, apsw.Error, UnicodeDecodeError):
+        return None
+
+
 def move_durably(source: Path, target: Path) -> None:
     """Give a finished file its name, in an order that a power cut can not turn around."""
     _sync(source)
@@ -578,6 +592,7 @@ FILE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """A database and what SQLite keeps beside it.  The database first: without it nobody opens the others."""
 _EPOCHS_PASSED: Final = 2**20
 """More claims than one session sees between a backup and its return, and a millionth of the greatest epoch."""
+_KEY: Final = "SELECT value FROM meta WHERE name = 'hash_key'"
 _PRELOADED: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")
 _KEYS_BEFORE: Final = (
     "SELECT id, kind, value, session_id FROM session_key "

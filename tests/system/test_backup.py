@@ -38,6 +38,15 @@ REMEDY: Final = "perdure restore FILE"
 TURNS_BEFORE: Final = 5
 FILE_BYTES_MAX: Final = 64 * 1024
 """Of the place that has too little room."""
+SERVICE_USER: Final = 65_534
+"""Nobody, whom every system has."""
+AS_SERVICE_USER: Final = (
+    # All that is read of the program is read before: this interpreter may be in a place that is root's alone.
+    "import os, sys; from daemon import cli; from worker import store\n"
+    "steps = store._steps(); store._steps = lambda: steps; cli.version = str\n"
+    f"os.setgroups([]); os.setgid({SERVICE_USER}); os.setuid({SERVICE_USER})\n"
+    "sys.exit(cli.main(sys.argv[1:]))"
+)
 
 
 @pytest.fixture
@@ -274,6 +283,80 @@ def test_bar_is_shown_to_people_once_it_takes_a_moment_and_is_gone_afterwards(
     said = terminal.getvalue()
     assert ("50% copying" in said) == is_shown
     assert said == "" or said.endswith("\r\x1b[K")
+
+
+# -- backups by time ---------------------------------------------------------------------------------------------------
+
+
+def test_backups_into_a_directory_under_load_keep_the_newest_and_leave_a_note(
+    provider: ScriptedProvider, directory: Path
+) -> None:
+    with Gateway(provider) as gateway:
+        gateway.start()
+        over = threading.Event()
+        load = threading.Thread(target=talk_until, args=(gateway.url, over))
+        load.start()
+        try:
+            told = [next_into(gateway.directory, directory) for _ in range(3)]
+        finally:
+            over.set()
+            load.join()
+        last = told[-1]
+        assert [len(each["removed"]) for each in told] == [0, 0, 1] and last["kept"] == 2
+        assert sorted(map(str, directory.iterdir())) == [each["path"] for each in told[1:]]
+        noted = json.loads((gateway.directory / "last-backup.json").read_text())
+        assert noted | {"at": 0} == {"at": 0, "path": last["path"], "bytes": last["bytes"], "turns": last["turns"]}
+        assert abs(noted["at"] / 1_000 - time.time()) < 60
+        assert turns_in(Path(last["path"])) == last["turns"]
+
+
+def next_into(state: Path, directory: Path) -> dict[str, Any]:
+    """The next backup of its own second."""
+    done = perdure(state, "backup", "--into", directory, "--keep", 2, "--json")
+    while done.returncode == EXIT_UNAVAILABLE and "in this very second" in done.stderr:
+        done = perdure(state, "backup", "--into", directory, "--keep", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("b.db", "--into", "."), ("--keep", "3"), ("b.db", "--keep", "3"), ("--into", ".", "--force")],
+    ids=" ".join,
+)
+def test_backup_that_is_told_two_things_says_so(directory: Path, arguments: tuple[str, ...]) -> None:
+    fill(directory / "perdure.db", 1)
+    done = perdure(directory, "backup", *arguments, cwd=directory)
+    assert (done.returncode, "--help" in done.stderr) == (EXIT_USAGE, True)
+    assert [found.name for found in directory.iterdir()] == ["perdure.db"]
+
+
+def test_backup_whose_note_can_not_be_written_is_made_and_warns(directory: Path) -> None:
+    fill(directory / "perdure.db", 1)
+    (directory / "last-backup.json").mkdir()
+    done = perdure(directory, "backup", directory / "b.db", "--json")
+    assert done.returncode == 0 and done.stderr.startswith("perdure: warning: ")
+    assert "last-backup.json" in json.loads(done.stdout)["warnings"][0]
+    assert turns_in(directory / "b.db") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_backup_by_the_service_user_and_by_root_leave_files_that_the_service_can_use(directory: Path) -> None:
+    state, into = directory / "state", directory / "into"
+    directory.chmod(0o755)
+    for made in (state, into):
+        made.mkdir(mode=0o700)
+    fill(state / "perdure.db", 3)
+    for each in (state, into, *state.iterdir()):
+        os.chown(each, SERVICE_USER, SERVICE_USER)
+    environ = {"PATH": os.environ["PATH"], "PERDURE_STATE_DIR": str(state)}
+    command = [sys.executable, "-c", AS_SERVICE_USER, "backup", "--into", str(into), "--keep", "1"]
+    first = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert perdure(state, "backup", directory / "by-root.db").returncode == 0
+    assert {found.stat().st_uid for found in state.iterdir()} == {SERVICE_USER}
+    assert next_into(state, into)["kept"] == 2
 
 
 # -- restore -------------------------------------------------------------------------------------------------------
