@@ -9,17 +9,17 @@ import asyncio
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 import orjson
 
 from daemon.http_server import Incoming
-from daemon.views import account_object, session_object
+from daemon.views import account_object, costs_object, is_day, session_object
 from daemon.worker_client import LinkState, WorkerClient
 from worker import protocol
 from worker.metrics import exposition
-from worker.records import Account, Record
+from worker.records import Account, Group, Record
 
 PRELOAD_WAIT_SECONDS: Final = 2.0
 """How long after its start a daemon holds turns back until it knows the newest keys: a restarted worker needs a
@@ -72,8 +72,10 @@ class OwnPaths:
             await self._sessions(incoming)
         elif incoming.path.startswith("/api/sessions/"):
             await self._session(incoming, unquote(incoming.path.removeprefix("/api/sessions/")))
+        elif incoming.path == "/api/costs":
+            await self._costs(incoming)
         else:
-            await _say(incoming, 404, {"error": f"nothing at {incoming.path}; see /api/sessions"})
+            await _say(incoming, 404, {"error": f"nothing at {incoming.path}; see /api/sessions, /api/costs"})
 
     def readiness(self) -> dict[str, Any]:
         """ready: all is well; degraded: turns are answered but not committed; unready: starting or draining."""
@@ -101,7 +103,7 @@ class OwnPaths:
         while True:
             answer = await self._link.query(protocol.Query(what="sessions", after=after))
             if answer is None or not answer.answered:
-                await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
+                await _say(incoming, 503, _NOT_ANSWERED)
                 return
             records = msgspec.json.decode(answer.body, type=list[Record])
             shown += [session_object(record, self.account_aliases) for record in records]
@@ -113,7 +115,7 @@ class OwnPaths:
     async def _session(self, incoming: Incoming, session_id: str) -> None:
         answer = await self._link.query(protocol.Query(what="session", session_id=session_id[:256]))
         if answer is None or not answer.answered:
-            await _say(incoming, 503, {"error": "the worker does not answer; `perdure status` says more"})
+            await _say(incoming, 503, _NOT_ANSWERED)
             return
         account = msgspec.json.decode(answer.body, type=Account | None)
         if account is None:
@@ -121,11 +123,36 @@ class OwnPaths:
         else:
             await incoming.respond(200, orjson.dumps(account_object(account, self.account_aliases)), JSON)
 
+    async def _costs(self, incoming: Incoming) -> None:
+        since = parse_qs(incoming.target.partition("?")[2]).get("since", [""])[-1]
+        if since and not is_day(since):
+            await _say(incoming, 400, {"error": "since is a day: /api/costs?since=2026-01-31"})
+            return
+        groups = await self._groups(since)
+        if groups is None:
+            await _say(incoming, 503, _NOT_ANSWERED)
+        else:
+            await incoming.respond(200, orjson.dumps(costs_object(groups, self.account_aliases)), JSON)
+
+    async def _groups(self, since: str) -> list[Group] | None:
+        """All of one list of sums; None where the worker does not say."""
+        groups: list[Group] = []
+        after = ""
+        while True:
+            answer = await self._link.query(protocol.Query(what="costs", since=since, after=after))
+            if answer is None or not answer.answered:
+                return None
+            groups += msgspec.json.decode(answer.body, type=list[Group])
+            after = answer.after
+            if not after:
+                return groups
+
 
 async def _say(incoming: Incoming, status: int, body: dict[str, Any]) -> None:
     await incoming.respond(status, orjson.dumps(body), JSON)
 
 
+_NOT_ANSWERED: Final = {"error": "the worker does not answer; `perdure status` says more"}
 _WORKER: Final = {
     LinkState.CONNECTING: "not there",
     LinkState.READY: "not committing",

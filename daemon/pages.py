@@ -6,9 +6,10 @@ One rule: text in, text out.  What clients sent is shown without its control cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any, Final
+
+from daemon.columns import ago, facts, money, plain, short
 
 SHORT_ID_CHARACTERS: Final = 12
 """Of 32 hexadecimal digits: two among a million sessions share so many once in 500 installations."""
@@ -24,22 +25,22 @@ def status_page(report: Mapping[str, Any]) -> str:
         lines.append(("", database["error"]))
     else:
         turns = f"{database['turns']} turns ({database['interrupted']} interrupted)"
-        lines.append(("", f"{database['sessions']} sessions, {turns}, cost {_cost(database['cost_nanousd'])}"))
-        sizes = f"{_short(database['bytes'])}B + {_short(database['wal_bytes'])}B log"
+        lines.append(("", f"{database['sessions']} sessions, {turns}, cost {money(database['cost_nanousd'])}"))
+        sizes = f"{short(database['bytes'])}B + {short(database['wal_bytes'])}B log"
         lines.append(("", f"schema {database['schema']}, {sizes}"))
-    return _aligned(lines)
+    return facts(lines)
 
 
 def session_line(shown: Mapping[str, Any], now: float) -> str:
     return _SESSION_LINE.format(
-        _plain(shown["session_id"])[:SHORT_ID_CHARACTERS],
-        _plain(shown["client"])[:12],
-        _plain(shown["model"])[:19],
+        plain(shown["session_id"])[:SHORT_ID_CHARACTERS],
+        plain(shown["client"])[:12],
+        plain(shown["model"])[:19],
         shown["turns"],
-        _short(shown["input_tokens"] + shown["cache_read_tokens"] + shown["cache_write_tokens"]),
-        _short(shown["output_tokens"]),
-        _cost(shown["cost_nanousd"]),
-        _ago(shown["last_turn_at"], now),
+        short(shown["input_tokens"] + shown["cache_read_tokens"] + shown["cache_write_tokens"]),
+        short(shown["output_tokens"]),
+        money(shown["cost_nanousd"]),
+        ago(shown["last_turn_at"], now),
     ).rstrip()
 
 
@@ -62,7 +63,7 @@ def session_page(shown: Mapping[str, Any]) -> str:
         ("Last turn", shown["last_turn_at"]),
         ("Turns", f"{shown['turns']}, {shown['interrupted']} of them interrupted"),
         *((name, f"{shown[field]:,} tokens") for name, field in _TOKENS),
-        ("Cost", f"{_cost(shown['cost_nanousd'])}; rows without a price: {shown['unpriced_turns']}"),
+        ("Cost", f"{money(shown['cost_nanousd'])}; rows without a price: {shown['unpriced_turns']}"),
         *_tree_lines(shown),
         ("Cache TTL", shown["resolved_conversation_ttl"]),
         *_gradient_lines(shown["gradient"]),
@@ -70,7 +71,7 @@ def session_page(shown: Mapping[str, Any]) -> str:
     ]
     rows = [_row_line(row) for row in shown["newest_rows"]]
     header = _ROW_LINE.format("TURN", "STARTED (UTC)", "KIND", "STATUS", "IN", "OUT", "COST", "WHY")
-    return "\n".join([_aligned(lines), "", header, *rows])
+    return "\n".join([facts(lines), "", header, *rows])
 
 
 def changed_page(shown: Mapping[str, Any]) -> str:
@@ -78,15 +79,15 @@ def changed_page(shown: Mapping[str, Any]) -> str:
     done, number = _did(shown), shown["change"]
     if shown["verb"] == "undo":
         left = f"; {_turns(shown['stayed'])} made since stay in {shown['other_id']}" if shown["stayed"] else ""
-        return _plain(f"change {number}: {done}{left}")
-    return _plain(f"change {number}: {done}; `perdure session undo {number}` takes it back")
+        return plain(f"change {number}: {done}{left}")
+    return plain(f"change {number}: {done}; `perdure session undo {number}` takes it back")
 
 
 def change_line(shown: Mapping[str, Any]) -> str:
     """One correction as the log tells it."""
     at = (shown["at"] or "")[:19].replace("T", " ")
     undone = f"; undone by change {shown['undone_by']}" if shown["undone_by"] else ""
-    return _plain(f"change {shown['change']}, {at}: {_did(shown)}{undone}")
+    return plain(f"change {shown['change']}, {at}: {_did(shown)}{undone}")
 
 
 def _did(shown: Mapping[str, Any]) -> str:
@@ -116,30 +117,26 @@ def _account(shown: Mapping[str, Any]) -> str | None:
 def _tree_lines(shown: Mapping[str, Any]) -> list[tuple[str, object]]:
     if not shown["sub_agents"]:
         return []
-    return [("  in all", f"{_cost(shown['tree_cost_nanousd'])} with its sub-agents")]
+    return [("  in all", f"{money(shown['tree_cost_nanousd'])} with its sub-agents")]
 
 
 def _row_line(row: Mapping[str, Any]) -> str:
     kinds = [row[field] for name, field in _TOKENS if field != "output_tokens"]
     return _ROW_LINE.format(
-        _plain(row["event_id"])[:SHORT_ID_CHARACTERS],
+        plain(row["event_id"])[:SHORT_ID_CHARACTERS],
         (row["started_at"] or "")[:19].replace("T", " "),
         row["kind"],
         row["status"] if row["settled"] else "running",
-        "?" if None in kinds else _short(sum(kinds)),
-        "?" if row["output_tokens"] is None else _short(row["output_tokens"]),
-        _cost(row["cost_nanousd"]),
-        _plain(_because(row)),
+        "?" if None in kinds else short(sum(kinds)),
+        "?" if row["output_tokens"] is None else short(row["output_tokens"]),
+        money(row["cost_nanousd"]),
+        plain(_because(row)),
     ).rstrip()
 
 
 def _because(shown: Mapping[str, Any]) -> str:
     """Why it was given this session, and how sure that is."""
     return f"{shown['reason']} ({shown['confidence']})" if shown["confidence"] else shown["reason"]
-
-
-def _aligned(lines: Iterable[tuple[str, object]]) -> str:
-    return "\n".join(f"{name:<12}{_plain(text)}" for name, text in lines)
 
 
 def _gradient_lines(gradient: Mapping[str, Any] | None) -> list[tuple[str, object]]:
@@ -154,39 +151,6 @@ def _gradient_lines(gradient: Mapping[str, Any] | None) -> list[tuple[str, objec
         ("  apart", f"{interval:.0f} s" if interval >= 0 else None),
         ("  last", gradient["last_bust_at"]),
     ]
-
-
-def _plain(text: object) -> str:
-    """What clients send must not command the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)) if text not in (None, "") else "-"
-
-
-def _short(count: int) -> str:
-    """Four characters at most, and the unit's letter."""
-    value = float(count)
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5:
-            return f"{value:.1f}{unit}" if unit and value < 99.5 else f"{value:.0f}{unit}"
-        value /= 1000
-    return f"{value:.0f}T"
-
-
-def _cost(nanousd: int | None) -> str:
-    if nanousd is None:
-        return "unknown"
-    dollars = nanousd / 1e9
-    return f"${dollars:.2f}" if dollars >= 10 else f"${dollars:.4f}"
-
-
-def _ago(moment: str | None, now: float) -> str:
-    """How long ago, in the largest whole unit."""
-    if moment is None:
-        return "never"
-    seconds = max(0, int(now - datetime.fromisoformat(moment).timestamp()))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 _TOKENS: Final = (

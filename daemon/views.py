@@ -1,4 +1,4 @@
-"""What people see of sessions: the objects of `perdure sessions --json`, of `perdure show` and of `/api`.
+"""What people see of sessions and of their cost: the objects of the command line's `--json` and of `/api`.
 
 One rule: a shown state is the snapshot with the rows since folded in, so that it is as new as the last finished turn,
 whatever the tick.
@@ -6,16 +6,16 @@ whatever the tick.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from typing import Any, Final
 
 from msgspec import structs
 
 from daemon import state as states
 from daemon.state import EMPTY, SessionState
 from worker.protocol import Row, Why
-from worker.records import Account, Change, Record
+from worker.records import Account, Change, Group, Record
 
 
 def session_object(record: Record, account_aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -75,6 +75,50 @@ def change_object(change: Change) -> dict[str, Any]:
     """A correction by an operator."""
     shown = {name: getattr(change, name) for name in Change.__struct_fields__}
     return {"change": shown.pop("number"), **shown, "at": _iso(change.at)}
+
+
+def costs_object(groups: Iterable[Group], account_aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Sums over the ledger: over all of it, and by what its rows have in common.
+
+    `turns` are rows of every kind here, side calls and pings too: every list adds up to the total, to the token and to
+    the nano-dollar, and `by_kind` tells them apart.
+    """
+    shown: dict[str, Any] = {"total": {}, **{f"by_{by}": [] for by in COSTS_BY}}
+    for group in groups:
+        figures = _figures(group)
+        if group.by == "total":
+            shown["total"] = figures
+        elif group.by == "account":
+            alias = account_aliases.get(group.name)
+            shown["by_account"].append({"account": group.name or None, "account_alias": alias, **figures})
+        else:
+            shown[f"by_{group.by}"].append({group.by: group.name or None, **figures})
+    return shown
+
+
+def _figures(group: Group) -> dict[str, Any]:
+    sums = group.sums
+    return {
+        "turns": sums.turns,
+        "interrupted": sums.interrupted,
+        "input_tokens": sums.input_tokens,
+        "cache_read_tokens": sums.cache_read_tokens,
+        "cache_write_tokens": sums.cache_write_tokens,
+        "output_tokens": sums.output_tokens,
+        "cost_nanousd": sums.cost_nanousd if sums.priced else None,
+        "unpriced_turns": sums.unpriced,
+    }
+
+
+def ledger_object(row: Row, account_aliases: Mapping[str, str]) -> dict[str, Any]:
+    """A row of the ledger by itself: whose it is, and what stands in it."""
+    return {
+        "session_id": row.session_id,
+        **row_object(row),
+        "client": row.client or None,
+        "account": row.account or None,
+        "account_alias": account_aliases.get(row.account),
+    }
 
 
 def row_object(row: Row) -> dict[str, Any]:
@@ -137,6 +181,14 @@ def _gradient(state: SessionState) -> dict[str, Any] | None:
     return shown
 
 
+def is_day(text: str) -> bool:
+    """Whether it is a day as they are named here, YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def _iso(milliseconds: int) -> str | None:
     """ISO 8601 UTC with milliseconds; None for 0, which means never."""
     if milliseconds <= 0:
@@ -145,5 +197,7 @@ def _iso(milliseconds: int) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+COSTS_BY: Final = ("day", "model", "client", "account", "provider", "kind")
+"""What costs are added up by, in the order in which they are shown."""
 _LAST_SECOND = 253_402_300_799
 """The end of the year 9999, where datetime ends."""

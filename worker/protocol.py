@@ -354,10 +354,12 @@ class Amend(Struct, frozen=True, kw_only=True):
 class Query(Struct, frozen=True, kw_only=True):
     """A read for `/api` and `/metrics`, answered off the write loop."""
 
-    what: Literal["sessions", "session", "metrics"]
+    what: Literal["sessions", "session", "metrics", "costs"]
     session_id: Text = ""
     after: Text = ""
     limit: PageSize = 200
+    since: Text = ""
+    """Of costs: the first day that counts, as YYYY-MM-DD; empty: all."""
 
 
 class Bye(Struct, frozen=True, kw_only=True):

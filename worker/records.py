@@ -6,8 +6,10 @@ the command line and `/api` show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
@@ -19,13 +21,17 @@ from worker.tables import ROW_COLUMNS, SESSION_LIST, DamagedRow, row_of, session
 __all__ = [
     "Account",
     "Change",
+    "CostPages",
     "DamagedRow",
+    "Group",
     "Page",
     "Record",
     "account_of",
     "changes_of",
+    "costs_of",
     "event_named",
     "page_of_sessions",
+    "rows_of",
     "session_named",
     "totals_of",
 ]
@@ -38,7 +44,19 @@ RELATIVES_SHOWN = 50
 BEGINNING_CHARACTERS_MIN = 6
 """Of an id that is given by its beginning."""
 
+ROWS_PER_LOOK = 2_000
+"""Ledger rows read at once: about a megabyte, and a read transaction of some ten milliseconds."""
+
+GROUPS_PER_PAGE = 1_000
+"""Of sums; with the longest names, all of them escaped, they are 3.3 MB."""
+
+LISTS_KEPT = 8
+"""Lists of sums that somebody may still be paging through."""
+
 Execute = Callable[..., Iterator[tuple[Any, ...]]]
+
+By = Literal["total", "day", "kind", "provider", "model", "client", "account"]
+"""What rows are added up by."""
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -84,6 +102,14 @@ class Account(Struct, frozen=True, kw_only=True):
     changes: list[Change] = []
     """By operators, the newest first."""
     newest: list[Row]
+
+
+class Group(Struct, frozen=True, array_like=True):
+    """The sums over all ledger rows that have something in common, or over all there ever were (`total`)."""
+
+    by: By
+    name: str
+    sums: Sums
 
 
 def page_of_sessions(execute: Execute, after: str, limit: int) -> Page:
@@ -140,6 +166,67 @@ def totals_of(execute: Execute) -> tuple[int, int, Sums]:
     """The schema's version, how many sessions there are, and the sums over all of them."""
     schema, count, *sums = next(iter(execute(_TOTALS)))
     return schema, count, Sums(*sums)
+
+
+def costs_of(execute: Execute, since: str = "") -> list[Group]:
+    """The sums over the ledger, whole and by what its rows have in common, at one moment; of the days from `since` on
+    (YYYY-MM-DD).  They outlive the rows they are of.  Days in their order, all else by what it cost."""
+    found: list[Group] = []
+    with _one_moment(execute):
+        for by, sql in _GROUPS.items():
+            groups = [Group(by, name, Sums(*sums)) for name, *sums in execute(sql, (since,))]
+            # A row that was settled as one of another model leaves sums of nothing behind.
+            found += [group for group in groups if by == "total" or any(group.sums)]
+    return found
+
+
+class CostPages:
+    """Lists of sums that do not fit one answer: each is made at one moment, and given away a page at a time."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, list[Group]] = {}
+        self._numbers = count(1)
+
+    def page(self, execute: Execute, since: str, after: str) -> tuple[list[Group], str] | None:
+        """A page and the mark of the next one; None where the list that the mark is of is not kept any more."""
+        name, _, offset = after.partition(":")
+        if not after:
+            name, offset = str(next(self._numbers)), "0"
+            self._lists[name] = costs_of(execute, since)
+            while len(self._lists) > LISTS_KEPT:
+                del self._lists[next(iter(self._lists))]
+        groups = self._lists.get(name)
+        if groups is None or not offset.isdecimal() or len(offset) > _DIGITS_MAX:
+            return None
+        end = int(offset) + GROUPS_PER_PAGE
+        if end < len(groups):
+            return groups[int(offset) : end], f"{name}:{end}"
+        del self._lists[name]
+        return groups[int(offset) :], ""
+
+
+def rows_of(execute: Execute, *, since: int = 0, session_id: str = "") -> Iterator[Row]:
+    """The ledger in the order of its entries, those that began at `since` (Unix milliseconds) or later; of one session,
+    or all.  Read a piece at a time: whoever takes long over them keeps no log from being cut back, and no memory."""
+    first, last = next(iter(execute("SELECT coalesce(min(rowid), 1), coalesce(max(rowid), 0) FROM ledger")))
+    if session_id:
+        wanted = [number for (number,) in execute(_NUMBERS_OF_SESSION, (session_id, since))]
+        for start in range(0, len(wanted), ROWS_PER_LOOK):
+            numbers = wanted[start : start + ROWS_PER_LOOK]
+            yield from [row_of(values) for number in numbers for values in execute(_ROW_NUMBERED, (number,))]
+        return
+    for start in range(first, last + 1, ROWS_PER_LOOK):
+        yield from [row_of(values) for values in execute(_ROWS_NUMBERED, (start, start + ROWS_PER_LOOK, since))]
+
+
+@contextmanager
+def _one_moment(execute: Execute) -> Generator[None]:
+    """All reads within see the store as it is at the first of them."""
+    list(execute("BEGIN"))
+    try:
+        yield
+    finally:
+        list(execute("ROLLBACK"))
 
 
 def _related(execute: Execute, column: str, session_id: str) -> list[str]:
@@ -203,7 +290,30 @@ _CHANGES = (
     "SELECT id, at, verb, session_id, other_id, moved, stayed, undone_by, "
     "(SELECT undone.id FROM session_change AS undone WHERE undone.undone_by = change.id) FROM session_change AS change"
 )
+# Of the days, which outlive sessions and rows: these sums never fall.  Turns and tokens are those of conversations,
+# money is that of side calls and pings as well, as in a session's sums.
+_OF_TURNS = ("turns", "interrupted", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
 _TOTALS = (
     "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "
-    f"{', '.join(f'coalesce(sum({name}), 0)' for name in Sums._fields)} FROM session_total"
+    + ", ".join(
+        f"coalesce(sum({name}) FILTER (WHERE kind = 'turn'), 0)" if name in _OF_TURNS else f"coalesce(sum({name}), 0)"
+        for name in Sums._fields
+    )
+    + " FROM day_total"
+)
+_COLUMNS: tuple[By, ...] = ("kind", "provider", "model", "client", "account")
+_DAY_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in Sums._fields)
+_GROUPS: Final[dict[By, str]] = {
+    "total": f"SELECT '', {_DAY_SUMS} FROM day_total WHERE day >= ?",
+    "day": f"SELECT day, {_DAY_SUMS} FROM day_total WHERE day >= ? GROUP BY day ORDER BY day",
+    **{
+        by: f"SELECT {by}, {_DAY_SUMS} FROM day_total WHERE day >= ? GROUP BY {by} "
+        f"ORDER BY sum(cost_nanousd) DESC, sum(turns) DESC, {by}"
+        for by in _COLUMNS
+    },
+}
+_NUMBERS_OF_SESSION = "SELECT rowid FROM ledger WHERE session_id = ? AND started_at >= ? ORDER BY rowid"
+_ROW_NUMBERED = f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid = ?"
+_ROWS_NUMBERED = (
+    f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid >= ? AND rowid < ? AND started_at >= ? ORDER BY rowid"
 )

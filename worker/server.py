@@ -30,7 +30,7 @@ from worker.census import Census
 from worker.curve import Door, WorkerKeys, over_tcp
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
-from worker.records import account_of, page_of_sessions
+from worker.records import CostPages, account_of, page_of_sessions
 from worker.retention import Schedule
 from worker.runtime import PASSING
 from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected, damaged
@@ -406,6 +406,7 @@ class Queries:
         self._has_complained = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queries")
         self._reader: Reader | None = None
+        self._costs = CostPages()
         self._waiting = 0
         self._done: deque[tuple[str, int, protocol.Answer]] = deque()
 
@@ -448,6 +449,11 @@ class Queries:
         if query.what == "session":
             account = account_of(self._reader.execute, query.session_id, SHOWN_ROWS)
             return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(account)))
+        if query.what == "costs":
+            page = self._costs.page(self._reader.execute, query.since, query.after)
+            if page is None:
+                return _NO_ANSWER
+            return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(page[0])), after=page[1])
         return _page(self._reader, query.after, min(query.limit, SESSIONS_PER_PAGE_MAX))
 
 

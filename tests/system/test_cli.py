@@ -26,12 +26,14 @@ from tests.provider import ScriptedProvider
 pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
-VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "keys", "backup", "restore", "session")
+VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "costs", "keys", "backup", "restore", "session")
 CORRECTIONS: Final = (("merge", "some", "other"), ("split", "some", "--only", "turn"), ("undo", "1"), ("log",))
 READERS: Final = (
     ("status",),
     ("sessions",),
     ("show", "some-session"),
+    ("costs",),
+    ("costs", "--rows"),
     *(("session", *correction) for correction in CORRECTIONS),
 )
 RUNNING: Final = (("up",), ("daemon",), ("worker",))
@@ -110,6 +112,12 @@ def test_version_is_told() -> None:
         ("session", "split", "one"),
         ("session", "split", "one", "--from", "a", "--only", "b"),
         ("session", "undo", "x"),
+        ("costs", "--days", "0"),
+        ("costs", "--since", "31.1.2026"),
+        ("costs", "--days", "7", "--since", "2026-01-31"),
+        ("costs", "--by", "weather"),
+        ("costs", "--by", "day", "--rows"),
+        ("costs", "--session", "some"),
     ],
 )
 def test_usage_error_is_one_line_and_status_2(arguments: tuple[str, ...]) -> None:
@@ -265,6 +273,45 @@ def test_show_session_by_its_id_and_by_a_beginning(talked: tuple[Gateway, dict[s
     assert [row["status"] for row in shown["newest_rows"]] == ["complete"] * 3
 
 
+def test_costs_json_is_what_the_api_says_and_adds_up(talked: tuple[Gateway, dict[str, str]]) -> None:
+    gateway, environ = talked
+    shown = json.loads(perdure("costs", "--json", **environ).stdout)
+    assert shown == _api(gateway, "/api/costs")
+    assert shown["total"]["turns"] == 5
+    assert shown["total"]["cost_nanousd"] == sum(each["cost_nanousd"] or 0 for each in gateway.sessions())
+    for name in ("by_day", "by_model", "by_client", "by_account"):
+        assert sum(entry["turns"] for entry in shown[name]) == 5
+    assert json.loads(perdure("costs", "--json", "--days", "2", **environ).stdout) == shown
+    later = json.loads(perdure("costs", "--json", "--since", "9999-12-31", **environ).stdout)
+    assert later["total"]["turns"] == 0 and later["by_day"] == []
+
+
+def test_costs_page_and_rows_fit_80_columns(talked: tuple[Gateway, dict[str, str]]) -> None:
+    environ = talked[1]
+    page = perdure("costs", **environ).stdout
+    assert "BY MODEL" in page and "BY ACCOUNT" in page and "claude-sonnet-4-6" in page
+    assert "1 request is in no cost" in page
+    one = perdure("costs", "--by", "kind", **environ).stdout
+    assert "BY KIND" in one and "BY MODEL" not in one
+    rows = perdure("costs", "--rows", **environ).stdout
+    assert len(rows.splitlines()) == 1 + 5 and "odd?[2Jmodel" in rows
+    assert max(len(line) for line in (page + one + rows).splitlines()) <= 80
+
+
+def test_costs_rows_json_is_the_ledger_line_by_line(talked: tuple[Gateway, dict[str, str]]) -> None:
+    gateway, environ = talked
+    lines = [json.loads(line) for line in perdure("costs", "--rows", "--json", **environ).stdout.splitlines()]
+    stored = gateway.rows()
+    assert [line["event_id"] for line in lines] == [row.event_id for row in stored]
+    assert [line["session_id"] for line in lines] == [row.session_id for row in stored]
+    assert sum(line["cost_nanousd"] or 0 for line in lines) == sum(row.cost_nanousd or 0 for row in stored)
+    claude = gateway.sessions()[2]["session_id"]
+    own = perdure("costs", "--rows", "--json", "--session", claude[:12], **environ).stdout.splitlines()
+    assert [json.loads(line) for line in own] == [line for line in lines if line["session_id"] == claude]
+    assert len(own) == 3
+    assert perdure("costs", "--rows", "--session", "nobody", **environ).returncode == 2
+
+
 @pytest.mark.parametrize("wrong", ["no-such-session", "", "%", "'; DROP TABLE ledger"])
 def test_show_unknown_session_is_status_2(wrong: str, talked: tuple[Gateway, dict[str, str]]) -> None:
     run = perdure("show", wrong, **talked[1])
@@ -272,7 +319,9 @@ def test_show_unknown_session_is_status_2(wrong: str, talked: tuple[Gateway, dic
     assert "perdure sessions" in run.stderr
 
 
-@pytest.mark.parametrize("arguments", [("sessions",), ("sessions", "--json"), ("status",)])
+@pytest.mark.parametrize(
+    "arguments", [("sessions",), ("sessions", "--json"), ("status",), ("costs", "--rows", "--json")]
+)
 def test_output_closed_pipe_ends_quietly(arguments: tuple[str, ...], talked: tuple[Gateway, dict[str, str]]) -> None:
     reads, writes = os.pipe()
     os.close(reads)

@@ -17,12 +17,12 @@ from urllib.parse import quote
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.views import account_object
+from daemon.views import account_object, costs_object
 from tests.clients import AnthropicTalk, RawClient
 from tests.processes import Gateway, eventually
 from tests.provider import Canned, ScriptedProvider
 from tests.system.turns import PATHS, WIRES, body_of, headers_of, send_turn, take_turn
-from worker.records import account_of
+from worker.records import account_of, costs_of
 from worker.server import SHOWN_ROWS
 
 pytestmark = pytest.mark.system
@@ -145,7 +145,7 @@ def test_readyz_is_unready_while_the_daemon_drains(alone: Gateway, provider: Scr
     assert alone.wait_stopped("daemon") == 0
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/api/sessions"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/api/sessions", "/api/costs"])
 def test_own_paths_answer_head_and_refuse_what_changes(gateway: Gateway, path: str) -> None:
     with gateway.client() as client:
         head = client.ask("HEAD", path)
@@ -284,9 +284,36 @@ def test_api_sessions_lists_everything_over_all_pages(alone: Gateway) -> None:
     assert times == sorted(times, reverse=True)
 
 
+def test_api_costs_is_what_the_ledger_says(gateway: Gateway) -> None:
+    status, shown = get_json(gateway, "/api/costs")
+    rows = gateway.rows()
+    assert status == 200 and len(rows) > 3
+    assert shown["total"] == {
+        "turns": len(rows),
+        "interrupted": sum(row.status == "interrupted" for row in rows),
+        "input_tokens": sum(row.usage.input_tokens for row in rows if row.usage),
+        "cache_read_tokens": sum(row.usage.cache_read_tokens for row in rows if row.usage),
+        "cache_write_tokens": sum(row.usage.cache_write_tokens for row in rows if row.usage),
+        "output_tokens": sum(row.usage.output_tokens for row in rows if row.usage),
+        "cost_nanousd": sum(row.cost_nanousd or 0 for row in rows),
+        "unpriced_turns": sum(row.cost_nanousd is None for row in rows),
+    }
+    with gateway.reader() as reader:
+        assert shown == costs_object(costs_of(reader.execute), {})
+    unpriced = next(entry for entry in shown["by_model"] if entry["model"] == "in-house-9b")
+    assert (unpriced["turns"], unpriced["cost_nanousd"]) == (len(WIRES), None)
+
+
+def test_api_costs_since_a_day_counts_from_it_on(gateway: Gateway) -> None:
+    day = get_json(gateway, "/api/costs")[1]["by_day"][-1]["day"]
+    assert get_json(gateway, f"/api/costs?since={day}")[1]["total"]["turns"] > 0
+    assert get_json(gateway, "/api/costs?since=9999-12-31")[1]["total"]["turns"] == 0
+    assert get_json(gateway, "/api/costs?since=today")[0] == 400
+
+
 def test_api_without_a_worker_says_so(alone: Gateway) -> None:
     alone.start_daemon()
-    for path in ("/api/sessions", "/api/sessions/someone"):
+    for path in ("/api/sessions", "/api/sessions/someone", "/api/costs"):
         status, said = get_json(alone, path)
         assert status == 503 and "worker" in said["error"]
 

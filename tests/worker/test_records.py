@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
 import pytest
 
 from tests.worker.writing import STARTED_AT, booking, claim, naming, row, snapshot_write, write
+from worker import records
+from worker.ledger import Sums, sums_of_day, sums_of_session
 from worker.protocol import Booking, Key
-from worker.records import RELATIVES_SHOWN, account_of, page_of_sessions
+from worker.records import (
+    RELATIVES_SHOWN,
+    By,
+    CostPages,
+    Group,
+    account_of,
+    costs_of,
+    page_of_sessions,
+    rows_of,
+    totals_of,
+)
 from worker.store import Reader, Store
 
 
@@ -155,3 +167,127 @@ def test_account_shows_every_key(store: Store, reader: Reader) -> None:
     account = account_of(reader.execute, "session-1", 10)
     assert account is not None
     assert account.keys == [("header", "x-session-id", "v"), ("answer", "", "h")]
+
+
+# -- sums and rows --------------------------------------------------------------------------------------------------
+
+DAY: Final = 86_400_000
+USED: Final = (
+    booking(1, "a", cost_nanousd=7, account="one", client="codex"),
+    booking(2, "a", kind="side", model="model-2", cost_nanousd=3, account="one"),
+    booking(3, "a", kind="warmup", cost_nanousd=None, started_at=STARTED_AT + DAY, account="one"),
+    booking(1, "b", status="error", usage=None, cost_nanousd=None, provider="openai", account="two"),
+    booking(2, "b", settled=False, account="two", started_at=STARTED_AT + 3 * DAY),
+)
+"""Every kind and status of rows, on three days."""
+
+
+def summed(groups: list[Group], by: str) -> Sums:
+    total = Sums()
+    for group in groups:
+        total = total.plus(group.sums) if group.by == by else total
+    return total
+
+
+def test_costs_every_list_adds_up_to_the_total_and_that_to_the_rows(store: Store, reader: Reader) -> None:
+    put(store, *USED)
+    expected = Sums()
+    for one in USED:
+        expected = expected.plus(sums_of_day(one.row))
+
+    groups = costs_of(reader.execute)
+
+    assert {by: summed(groups, by) for by in get_args(By)} == dict.fromkeys(get_args(By), expected)
+    assert expected.turns == len(USED) and expected.cost_nanousd == 10
+    days = [group.name for group in groups if group.by == "day"]
+    assert days == ["2025-06-15", "2025-06-16", "2025-06-18"]
+    accounts = {group.name: group.sums.cost_nanousd for group in groups if group.by == "account"}
+    assert accounts == {"one": 10, "two": 0}
+    kinds = {group.name: group.sums.turns for group in groups if group.by == "kind"}
+    assert kinds == {"turn": 3, "side": 1, "warmup": 1}
+
+
+def test_costs_since_a_day_are_of_it_and_the_days_after(store: Store, reader: Reader) -> None:
+    put(store, *USED)
+    assert summed(costs_of(reader.execute, "2025-06-16"), "total").turns == 2
+    assert summed(costs_of(reader.execute, "2025-06-16"), "model").turns == 2
+    assert costs_of(reader.execute, "2025-06-19") == [Group("total", "", Sums())]
+
+
+def test_costs_of_a_row_that_was_settled_under_another_model_name_that_one_alone(store: Store, reader: Reader) -> None:
+    put(store, booking(1, settled=False, model="asked-for"), booking(1, model="answered"))
+    assert [group.name for group in costs_of(reader.execute) if group.by == "model"] == ["answered"]
+
+
+def test_costs_and_totals_of_rows_that_were_removed_by_age_stay(store: Store, reader: Reader) -> None:
+    put(store, *(booking(number) for number in range(1, 9)))
+    store.commit([write(claim()), write(snapshot_write(position=8))], live=frozenset(), now=0)
+    before, totals = costs_of(reader.execute), totals_of(reader.execute)
+    assert store.roll_up(0, before=STARTED_AT + DAY, live=frozenset()).rows == 7
+    assert costs_of(reader.execute) == before and totals_of(reader.execute) == totals
+    assert summed(before, "total").turns == 8
+
+
+def test_totals_count_turns_of_conversations_and_money_of_all(store: Store, reader: Reader) -> None:
+    put(store, *USED)
+    expected = Sums()
+    for one in USED:
+        expected = expected.plus(sums_of_session(one.row))
+
+    schema, sessions, sums = totals_of(reader.execute)
+
+    assert (schema, sessions, sums) == (store.schema, 2, expected)
+    assert (sums.turns, sums.cost_nanousd) == (3, 10)
+
+
+def test_costs_of_an_empty_store_are_a_total_of_nothing(store: Store, reader: Reader) -> None:
+    assert costs_of(reader.execute) == [Group("total", "", Sums())]
+
+
+def test_cost_pages_hold_one_moment_whatever_is_written_meanwhile(
+    store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "GROUPS_PER_PAGE", 3)
+    put(store, *USED)
+    whole, pages = costs_of(reader.execute), CostPages()
+
+    first, after = pages.page(reader.execute, "", "") or ([], "")
+    found = list(first)
+    put(store, booking(9, "a", cost_nanousd=100))
+    while after:
+        page, after = pages.page(reader.execute, "", after) or ([], "")
+        assert 0 < len(page) <= 3
+        found += page
+
+    assert found == whole
+    assert costs_of(reader.execute) != whole
+
+
+@pytest.mark.parametrize("mark", ["9:3", "1", "1:", "1:x", "1:²", ":3", "x:3", "1:" + "9" * 400])
+def test_cost_page_of_a_mark_that_is_not_ours_is_none(store: Store, reader: Reader, mark: str) -> None:
+    assert CostPages().page(reader.execute, "", mark) is None
+
+
+def test_cost_pages_keep_only_some_lists(store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "GROUPS_PER_PAGE", 3)
+    put(store, *USED)
+    pages = CostPages()
+    marks = [(pages.page(reader.execute, "", "") or ([], ""))[1] for _ in range(records.LISTS_KEPT + 1)]
+    assert [pages.page(reader.execute, "", mark) is None for mark in marks] == [True, *[False] * records.LISTS_KEPT]
+
+
+@pytest.mark.parametrize("per_look", [1, 2, 100])
+def test_rows_come_once_each_in_the_order_of_their_entry(
+    store: Store, reader: Reader, monkeypatch: pytest.MonkeyPatch, per_look: int
+) -> None:
+    monkeypatch.setattr(records, "ROWS_PER_LOOK", per_look)
+    put(store, *USED)
+    entered = [one.row.event_id for one in USED]
+    assert [one.event_id for one in rows_of(reader.execute)] == entered
+    assert [one.event_id for one in rows_of(reader.execute, session_id="a")] == entered[:3]
+    assert [one.event_id for one in rows_of(reader.execute, since=STARTED_AT + DAY)] == [entered[2], entered[4]]
+    assert [one.event_id for one in rows_of(reader.execute, since=STARTED_AT + DAY, session_id="b")] == [entered[4]]
+
+
+def test_rows_of_an_empty_store_are_none(store: Store, reader: Reader) -> None:
+    assert list(rows_of(reader.execute)) == []
