@@ -21,7 +21,7 @@ from daemon.outbox import Entry, Outbox
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.curve import DaemonKeys
-from worker.protocol import Amend, Amended, Command, Merge, Split, Undo
+from worker.protocol import Act, Amend, Amended, Command
 from worker.runtime import EXIT_UNAVAILABLE, EXIT_USAGE, Fatal
 
 GREETING_SECONDS: Final = 5.0
@@ -30,7 +30,7 @@ ANSWER_SECONDS: Final = 30.0
 """How long it may take to answer: a correction of a very long session takes seconds, a restart in between one."""
 
 
-def amend(act: Merge | Split | Undo, address: str, keys: DaemonKeys | None) -> Amended:
+def amend(act: Act, address: str, keys: DaemonKeys | None) -> Amended:
     """What the worker has done.  Raises Fatal where it is not there, refuses, or does not say."""
     return asyncio.run(_amend(Amend(request=draw_id(), act=act), address, keys))
 

@@ -83,6 +83,19 @@ def changed_page(shown: Mapping[str, Any]) -> str:
     return plain(f"change {number}: {done}; `perdure session undo {number}` takes it back")
 
 
+def forgotten_page(shown: Mapping[str, Any]) -> str:
+    """What came of forgetting."""
+    others = shown["sub_agents"]
+    whole = f"{shown['session_id']} and {_counted(others, 'sub-agent')}" if others else shown["session_id"]
+    kept = f"{_turns(shown['rows_kept'])} stay in the sums, under no name"
+    lines = [f"change {shown['change']}: forgot {whole}; {kept}"]
+    ended = shown["no_longer_undoable"]
+    if ended:
+        lines.append(f"{', '.join(f'change {each}' for each in ended)} can not be undone any more")
+    lines.append("backups that were made before still hold it: delete those that should not")
+    return "\n".join(map(plain, lines))
+
+
 def change_line(shown: Mapping[str, Any]) -> str:
     """One correction as the log tells it."""
     at = (shown["at"] or "")[:19].replace("T", " ")
@@ -96,11 +109,17 @@ def _did(shown: Mapping[str, Any]) -> str:
         return f"merged {session_id} into {other_id}, {moved}"
     if shown["verb"] == "split":
         return f"split {moved} off {session_id} into {other_id}"
+    if shown["verb"] == "forget":
+        return f"forgot {session_id}, {moved} kept in the sums"
     return f"took back change {shown['undoes']}, {moved} between {session_id} and {other_id}"
 
 
 def _turns(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+    return _counted(count, "row")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _naming(shown: Mapping[str, Any]) -> str:

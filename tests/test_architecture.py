@@ -36,6 +36,8 @@ EDGES = {
 PURE = [
     "worker/protocol.py",
     "worker/amend.py",
+    "worker/correction.py",
+    "worker/forget.py",
     "worker/batch.py",
     "worker/hints.py",
     "worker/roles.py",

@@ -1,4 +1,5 @@
-"""An operator's corrections: two sessions that are one, one session that is two, and taking either back.
+"""An operator's corrections: two sessions that are one, one session that is two, and taking either back.  What is to
+be forgotten is `worker.forget`.
 
 One rule: a correction moves what is there and invents nothing.  Every row is in exactly one session before and after,
 sums move by the rows' own figures, and what was done is written down together with the sessions as they were.
@@ -20,8 +21,10 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from worker.correction import Refused, Told, by_start, known_as, refuse_running, session_at
+from worker.forget import forget
 from worker.ledger import Sums, sums_of_session
-from worker.protocol import Amend, Amended, Key, KeyKind, Lost, Merge, Row, Split, Undo, Why
+from worker.protocol import Act, Amend, Amended, Forget, Key, KeyKind, Lost, Merge, Row, Split, Undo, Why
 from worker.stored import Amendment, Image, KeptKey, Placed, Seen, Session, Tables
 
 REASON_CHARACTERS_MAX: Final = 512
@@ -54,13 +57,13 @@ def amend(tables: Tables, body: Amend, *, live: frozenset[str], now: int) -> Cor
     )
     try:
         entry, lost = _done(tables, body.act, entry, live)
-    except _Refused as refused:
+    except Refused as refused:
         # It names what was asked for, which may be as long as any text may be.
         return Correction(Amended(refusal=str(refused)[:REFUSAL_CHARACTERS_MAX]), [])
     return Correction(_told(entry), lost)
 
 
-def _done(tables: Tables, act: Merge | Split | Undo, entry: Amendment, live: frozenset[str]) -> Told:
+def _done(tables: Tables, act: Act, entry: Amendment, live: frozenset[str]) -> Told:
     match act:
         case Merge():
             return merge(tables, act, entry)
@@ -68,13 +71,8 @@ def _done(tables: Tables, act: Merge | Split | Undo, entry: Amendment, live: fro
             return split(tables, act, entry, live=live)
         case Undo():
             return undo(tables, act, entry, live=live)
-
-
-class _Refused(Exception):
-    """Nothing was written; the message says why, and what to do."""
-
-
-Told = tuple[Amendment, list[tuple[str, Lost]]]
+        case Forget():
+            return forget(tables, act, entry, live=live)
 
 
 # -- merge ---------------------------------------------------------------------------------------------------------
@@ -82,15 +80,15 @@ Told = tuple[Amendment, list[tuple[str, Lost]]]
 
 def merge(tables: Tables, act: Merge, entry: Amendment) -> Told:
     """All of one session becomes another's.  Requests under way settle there too: the id they know is an alias now."""
-    source, into = _session(tables, act.session_id), _session(tables, act.into)
+    source, into = session_at(tables, act.session_id), session_at(tables, act.into)
     if source.session_id == into.session_id:
-        raise _Refused(f"{source.session_id} is one session already: nothing to merge")
+        raise Refused(f"{source.session_id} is one session already: nothing to merge")
     before = [_image(tables, source), _image(tables, into)]
     entry = replace(entry, verb="merge", session_id=source.session_id, other_id=into.session_id, before=before)
 
     own, others = tables.rows_of(into.session_id), tables.rows_of(source.session_id)
     rows = [*own, *(replace(row, why=_why_moved(entry, row.why)) for row in others)]
-    last_position = _place(tables, into.session_id, sorted(rows, key=_by_start))
+    last_position = _place(tables, into.session_id, sorted(rows, key=by_start))
     _pour(tables, source, into)
     lost = _nobodys(tables, [(_joined(tables, source, into), last_position)], [source, into])
     tables.drop_session(source.session_id)
@@ -105,8 +103,8 @@ def _joined(tables: Tables, source: Session, into: Session) -> Session:
     """What is known of both: what changes with every turn, of the one with the later turn."""
     later, earlier = _later_first(source, into)
     ours = {source.session_id, into.session_id}
-    parents = [_known_as(tables, each.parent_session_id) for each in (into, source)]
-    origins = [_known_as(tables, each.forked_from) for each in (into, source)]
+    parents = [known_as(tables, each.parent_session_id) for each in (into, source)]
+    origins = [known_as(tables, each.forked_from) for each in (into, source)]
     return replace(
         into,
         # One that goes back to either would make sessions each other's parents, and count costs twice.
@@ -168,7 +166,7 @@ def _ancestors(tables: Tables, session_id: str | None) -> set[str]:
     while session_id and session_id not in found:
         found.add(session_id)
         session = tables.session(session_id)
-        session_id = _known_as(tables, session.parent_session_id) if session else None
+        session_id = known_as(tables, session.parent_session_id) if session else None
     return found
 
 
@@ -177,12 +175,12 @@ def _ancestors(tables: Tables, session_id: str | None) -> set[str]:
 
 def split(tables: Tables, act: Split, entry: Amendment, *, live: frozenset[str]) -> Told:
     """Some rows of a session become one of their own, with the keys that these requests gave."""
-    session = _session(tables, act.session_id)
-    rows = sorted(tables.rows_of(session.session_id), key=_by_start)
+    session = session_at(tables, act.session_id)
+    rows = sorted(tables.rows_of(session.session_id), key=by_start)
     going = _chosen(rows, act)
     if tables.session(act.drawn_id) or tables.alias(act.drawn_id):
-        raise _Refused(f"{act.drawn_id} is another session already; try again")
-    _refuse_running([row for row in rows if row.event_id in going], live)
+        raise Refused(f"{act.drawn_id} is another session already; try again")
+    refuse_running([row for row in rows if row.event_id in going], live)
     before = [_image(tables, session)]
     entry = replace(entry, verb="split", session_id=session.session_id, other_id=act.drawn_id, before=before)
 
@@ -216,13 +214,13 @@ def _chosen(rows: Sequence[Row], act: Split) -> set[str]:
     known = {row.event_id for row in rows}
     named = {*act.events, *([act.first_event] if act.first_event else [])}
     for event_id in sorted(named - known):
-        raise _Refused(f"no turn {event_id} in session {act.session_id}; `perdure show {act.session_id}` lists them")
+        raise Refused(f"no turn {event_id} in session {act.session_id}; `perdure show {act.session_id}` lists them")
     if not named:
-        raise _Refused("no turns are named to be split off")
-    first = next((_by_start(row) for row in rows if row.event_id == act.first_event), None)
-    chosen = {*act.events, *(row.event_id for row in rows if first and _by_start(row) >= first)}
+        raise Refused("no turns are named to be split off")
+    first = next((by_start(row) for row in rows if row.event_id == act.first_event), None)
+    chosen = {*act.events, *(row.event_id for row in rows if first and by_start(row) >= first)}
     if chosen == known:
-        raise _Refused("these are all turns of the session: nothing would be left of it")
+        raise Refused("these are all turns of the session: nothing would be left of it")
     return chosen
 
 
@@ -263,7 +261,7 @@ def _chained(tables: Tables, origin: Session, session: Session, before: Image) -
     values = {link.event_id: link.value for link in tables.history_of(session.session_id) if " " not in link.value}
     rows = tables.rows_of(session.session_id)
     turns = (row for row in rows if row.kind == "turn" and row.is_settled and row.event_id in values)
-    newest = max(turns, key=_by_start, default=None)
+    newest = max(turns, key=by_start, default=None)
     if newest is None or tables.holders(["answer"], values[newest.event_id]):
         return session
     value = values[newest.event_id]
@@ -282,7 +280,7 @@ def undo(tables: Tables, act: Undo, entry: Amendment, *, live: frozenset[str]) -
     both = (change.session_id, change.other_id)
     rows = [row for session_id in both for row in tables.rows_of(session_id)]
     back = [row for row in rows if homes.get(row.event_id, row.session_id) != row.session_id]
-    _refuse_running(back, live)
+    refuse_running(back, live)
     former = [session for session in map(tables.session, both) if session is not None]
     if change.verb == "merge":
         tables.drop_alias(change.session_id)
@@ -300,7 +298,7 @@ def undo(tables: Tables, act: Undo, entry: Amendment, *, live: frozenset[str]) -
     stayed = sum(row.session_id == change.other_id and row.event_id not in homes for row in rows)
     if change.verb == "split" and not tables.rows_of(change.other_id):
         # The id was told to clients and to daemons: it goes on as an alias.
-        source, into = _session(tables, change.other_id), _session(tables, change.session_id)
+        source, into = session_at(tables, change.other_id), session_at(tables, change.session_id)
         _pour(tables, source, into)
         tables.drop_session(source.session_id)
         tables.put_alias(source.session_id, into.session_id)
@@ -314,18 +312,23 @@ def undo(tables: Tables, act: Undo, entry: Amendment, *, live: frozenset[str]) -
 def _undoable(tables: Tables, number: int) -> Amendment:
     change = tables.amendment(number)
     if change is None:
-        raise _Refused(f"there is no change {number}; `perdure session log` lists them")
+        raise Refused(f"there is no change {number}; `perdure session log` lists them")
     if change.verb == "undo":
-        raise _Refused(f"change {number} is an undo itself; merge or split again instead")
+        raise Refused(f"change {number} is an undo itself; merge or split again instead")
+    if change.verb == "forget":
+        remedy = "a backup of before still holds it, and `perdure restore` goes back to that with everything"
+        raise Refused(f"change {number} forgot a session, and what is forgotten is gone; {remedy}")
     if change.undone_by is not None:
-        raise _Refused(f"change {number} is undone already, by change {change.undone_by}")
+        raise Refused(f"change {number} is undone already, by change {change.undone_by}")
+    if not change.before:
+        raise Refused(f"change {number} can not be undone any more: what it moved was forgotten since")
     later = tables.standing_after(number, [change.session_id, change.other_id])
     if later:
-        raise _Refused(f"change {later} is newer and of the same sessions; undo {later} first")
+        raise Refused(f"change {later} is newer and of the same sessions; undo {later} first")
     is_there = tables.session(change.other_id) is not None
     source = tables.alias(change.session_id) if change.verb == "merge" else tables.session(change.session_id)
     if not is_there or source is None:
-        raise _Refused(f"a session of change {number} is gone: it can not be undone any more")
+        raise Refused(f"a session of change {number} is gone: it can not be undone any more")
     return change
 
 
@@ -347,13 +350,13 @@ def _placed(row: Row, images: Mapping[str, Image]) -> Placed | None:
 
 def _session_before(tables: Tables, session_id: str, image: Image | None, newer: Sequence[Row]) -> Session:
     """The session as it was; where turns came since, with what these told of it."""
-    current = _session(tables, session_id)
+    current = session_at(tables, session_id)
     if image is None:
-        return _described(current, sorted(newer, key=_by_start)) if newer else current
+        return _described(current, sorted(newer, key=by_start)) if newer else current
     before = replace(
         image.session,
-        parent_session_id=_known_as(tables, image.session.parent_session_id),
-        forked_from=_known_as(tables, image.session.forked_from),
+        parent_session_id=known_as(tables, image.session.parent_session_id),
+        forked_from=known_as(tables, image.session.forked_from),
         epoch=current.epoch,
     )
     if not newer:
@@ -444,25 +447,6 @@ def _hints_back(tables: Tables, source: Image, into: Image) -> None:
 # -- helpers -------------------------------------------------------------------------------------------------------
 
 
-def _session(tables: Tables, session_id: str) -> Session:
-    session = tables.session(tables.alias(session_id) or session_id)
-    if session is None:
-        raise _Refused(f"no session goes by {session_id}; `perdure sessions` lists them")
-    return session
-
-
-def _known_as(tables: Tables, session_id: str | None) -> str | None:
-    """What an id that was once noted means now; a parent may be noted before it is seen itself."""
-    return (tables.alias(session_id) or session_id) if session_id else None
-
-
-def _refuse_running(rows: Iterable[Row], live: frozenset[str]) -> None:
-    """Its end would be booked on the session that its daemon knows."""
-    for row in rows:
-        if not row.is_settled and row.boot in live:
-            raise _Refused(f"turn {row.event_id} is still running; try again when it has ended")
-
-
 def _image(tables: Tables, session: Session) -> Image:
     session_id = session.session_id
     return Image(
@@ -544,10 +528,6 @@ def _put_key(tables: Tables, key: KeptKey, session_id: str) -> None:
 
 def _place_of(key: KeptKey) -> tuple[str, str, str]:
     return key.kind, key.name, key.value
-
-
-def _by_start(row: Row) -> tuple[int, str]:
-    return row.started_at, row.event_id
 
 
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")

@@ -160,6 +160,9 @@ def _check_structure(reader: Reader, path: Path) -> None:
         raise StoreRefused(damaged(path, " ".join(found.split())[:200]))
     for table, _row, parent, _key in reader.execute("PRAGMA foreign_key_check"):
         raise StoreRefused(damaged(path, f"a row of {table} whose {parent} is not there"))
+    if "forgotten_at" in _columns(reader, "session_state"):
+        for (session_id,) in reader.execute(_NAMED_BLANK):
+            raise StoreRefused(damaged(path, f"session {session_id!r:.80} is shown as forgotten, and is not"))
 
 
 def _check_sums(reader: Reader, path: Path, progress: Progress) -> int:
@@ -351,6 +354,10 @@ def _telling_that_nothing_changed() -> Iterator[None]:
         raise StoreRefused(f"{fault}; {remedy}") from error
 
 
+_NAMED_BLANK: Final = (
+    "SELECT session_id FROM session_state WHERE forgotten_at <> 0 AND (header_name IS NOT NULL OR first_seen_at <> 0 "
+    "OR session_id IN (SELECT session_id FROM session_key UNION ALL SELECT session_id FROM session_alias))"
+)
 _WITHOUT_ROWS: Final = (
     "SELECT session_id FROM session_state WHERE NOT EXISTS "
     "(SELECT 1 FROM ledger WHERE ledger.session_id = session_state.session_id)"

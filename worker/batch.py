@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from worker import hints
 from worker.amend import amend
+from worker.forget import blank_row
 from worker.ledger import Sums, day_key, sums_of_day, sums_of_session
 from worker.protocol import (
     ROWS_PER_REPLY_MAX,
@@ -136,8 +137,11 @@ def book(
     `told`: up to which position each sender was told of each session by this batch already.  A backlog was written
     before anything of it was heard, and would else be told the same rows with every write of it.
     """
-    session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
     before = tables.row(body.row.event_id)
+    home = tables.session(before.session_id) if before is not None else None
+    if before is not None and home is not None and home.forgotten_at:
+        return _settle_forgotten(tables, home, before, body, write), []
+    session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
     is_fork = _is_outrun(tables, session, body, write, before, live=live)
     if is_fork:
         session, why = _fork(tables, session, body)
@@ -186,6 +190,28 @@ def book(
     )
 
 
+def _settle_forgotten(tables: Tables, home: Session, before: Row, body: Booking, write: Write) -> Reply:
+    """A row of a session that was forgotten comes again, or ends only now: it counts, and teaches nothing.
+
+    Its sender hears what makes it let go of the session: an epoch above any that it can have held it at.
+    """
+    row = blank_row(body.row, home.session_id, 0)
+    if supersedes(row, before):
+        row = replace(row, position=home.last_position + 1)
+        tables.put_session(replace(home, last_position=row.position))
+        tables.put_row(row)
+        _move_sums(tables, before, row)
+    else:
+        row = before
+    return Reply(
+        sequence=write.sequence,
+        session_id=body.naming.session_id,
+        epoch=tables.epoch_forgotten(),
+        role="side" if row.kind == "side" else "turn",
+        position=row.position,
+    )
+
+
 def keep(tables: Tables, body: SnapshotWrite, write: Write) -> Reply:
     """Store a snapshot, if its sender owns the session and it is newer than the one stored."""
     session = tables.session(tables.alias(body.session_id) or body.session_id)
@@ -226,8 +252,12 @@ def is_newer(session: Session, snapshot: Snapshot) -> bool:
 
 def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) -> tuple[Session, Why | None]:
     """The session a naming means, created if there is none; and why, where the store had to decide (else None)."""
-    canonical = tables.alias(naming.session_id) or naming.session_id
+    canonical = _canonical(tables, naming.session_id)
     session = tables.session(canonical)
+    if session is None and naming.drawn_id and tables.is_forgotten(canonical):
+        # Taken for the next turn of a session that its owner had not heard was forgotten: it begins one.
+        canonical = _canonical(tables, naming.drawn_id)
+        session = tables.session(canonical)
     if session is not None:
         return session, None
     if not naming.confirmed:
@@ -247,6 +277,7 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
         last_seen_at=at,
         client=naming.client,
         account=naming.account,
+        epoch=tables.epoch_forgotten(),
         header_name=naming.header_name or None,
         header_session_id=naming.header_session_id or None,
         why=naming.why,
@@ -288,6 +319,7 @@ def _fork(tables: Tables, origin: Session, body: Booking) -> tuple[Session, Why]
         last_seen_at=body.row.started_at,
         client=naming.client,
         account=naming.account,
+        epoch=tables.epoch_forgotten(),
         why=why,
     )
     tables.put_session(session)
@@ -640,6 +672,10 @@ _ASIDE: Final = "aside "
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _canonical(tables: Tables, session_id: str) -> str:
+    return tables.alias(session_id) or session_id
 
 
 def _move_sums(tables: Tables, before: Row | None, row: Row) -> None:

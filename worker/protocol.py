@@ -343,12 +343,25 @@ class Undo(Struct, frozen=True, kw_only=True, tag_field="verb", tag="undo"):
     change: Count
 
 
+class Forget(Struct, frozen=True, kw_only=True, tag_field="verb", tag="forget"):
+    """Whatever names a session or tells of it is erased; its rows and sums stay, under an id that nothing leads to."""
+
+    session_id: Id
+    drawn_id: Id
+    """That id."""
+    tree: bool = False
+    """With its sub-agents, and theirs; else one that has any is not forgotten."""
+
+
+Act = Merge | Split | Undo | Forget
+
+
 class Amend(Struct, frozen=True, kw_only=True):
     """An operator corrects which session requests were given."""
 
     request: Id
     """Drawn by the sender: the same request again is the same change."""
-    act: Merge | Split | Undo
+    act: Act
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -413,11 +426,12 @@ class Amended(Struct, frozen=True, kw_only=True):
     session_id: Text = ""
     """The session that was merged or split, and…"""
     other_id: Text = ""
-    """…the one that its rows went to; of an undo, those of the change that was taken back."""
+    """…the one that its rows went to; of an undo, those of the change that was taken back; of what was forgotten ''."""
     moved: Count = 0
-    """Rows that went to another session."""
+    """Rows that went to another session; of what was forgotten, those that stay in the sums."""
     stayed: Count = 0
-    """Rows of `other_id` that an undo left there, since they are newer than the change."""
+    """Rows of `other_id` that an undo left there, since they are newer than the change; sub-agents that were forgotten
+    with their session."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):

@@ -41,6 +41,9 @@ ALIASES_SHOWN = 20
 
 RELATIVES_SHOWN = 50
 
+FORGETTING_SCHEMA = 5
+"""The first that knows blank sessions, which stand for forgotten ones."""
+
 BEGINNING_CHARACTERS_MIN = 6
 """Of an id that is given by its beginning."""
 
@@ -87,6 +90,8 @@ class Change(Struct, frozen=True, kw_only=True):
     stayed: int
     undone_by: int | None
     undoes: int | None
+    undoable: bool
+    """All that it changed is still known."""
 
 
 class Account(Struct, frozen=True, kw_only=True):
@@ -147,7 +152,8 @@ def changes_of(execute: Execute, session_id: str = "") -> list[Change]:
     """What operators changed, of one session or of all, the newest first."""
     where = "WHERE change.session_id = ?1 OR change.other_id = ?1 " if session_id else ""
     found = execute(f"{_CHANGES} {where}ORDER BY change.id DESC", (session_id,) if session_id else ())
-    return [Change(**dict(zip(Change.__struct_fields__, values, strict=True))) for values in found]
+    named = (dict(zip(Change.__struct_fields__, values, strict=True)) for values in found)
+    return [Change(**{**each, "undoable": bool(each["undoable"])}) for each in named]
 
 
 def event_named(execute: Execute, session_id: str, event_id: str) -> str | None:
@@ -165,7 +171,9 @@ def event_named(execute: Execute, session_id: str, event_id: str) -> str | None:
 def totals_of(execute: Execute) -> tuple[int, int, Sums]:
     """The schema's version, how many sessions there are, and the sums over all of them."""
     schema, count, *sums = next(iter(execute(_TOTALS)))
-    return schema, count, Sums(*sums)
+    # A former schema, as that of a backup, forgets nothing.
+    blank = next(iter(execute(_BLANK)))[0] if schema >= FORGETTING_SCHEMA else 0
+    return schema, count - blank, Sums(*sums)
 
 
 def costs_of(execute: Execute, since: str = "") -> list[Group]:
@@ -231,7 +239,8 @@ def _one_moment(execute: Execute) -> Generator[None]:
 
 def _related(execute: Execute, column: str, session_id: str) -> list[str]:
     found = execute(
-        f"SELECT session_id FROM session_state WHERE {column} = ? ORDER BY last_seen_at DESC LIMIT ?",
+        f"SELECT session_id FROM session_state WHERE {column} = ? AND forgotten_at = 0 "
+        "ORDER BY last_seen_at DESC LIMIT ?",
         (session_id, RELATIVES_SHOWN),
     )
     return [related for (related,) in found]
@@ -239,16 +248,18 @@ def _related(execute: Execute, column: str, session_id: str) -> list[str]:
 
 def session_named(execute: Execute, session_id: str) -> str | None:
     """The session that goes by an id, an alias, or an unambiguous beginning of its id."""
-    exact = list(execute("SELECT session_id FROM session_state WHERE session_id = ?", (session_id,)))
+    found = execute("SELECT session_id FROM session_state WHERE session_id = ? AND forgotten_at = 0", (session_id,))
+    exact = list(found)
     exact = exact or list(execute("SELECT session_id FROM session_alias WHERE alias = ?", (session_id,)))
     if not exact and len(session_id) >= BEGINNING_CHARACTERS_MIN:
-        found = list(
+        begun = list(
             execute(
-                "SELECT session_id FROM session_state WHERE session_id >= ? AND session_id < ? LIMIT 2",
+                "SELECT session_id FROM session_state WHERE session_id >= ? AND session_id < ? AND forgotten_at = 0 "
+                "LIMIT 2",
                 (session_id, session_id + _AFTER_ALL),
             )
         )
-        exact = found if len(found) == 1 else []
+        exact = begun if len(begun) == 1 else []
     return exact[0][0] if exact else None
 
 
@@ -271,7 +282,7 @@ _DIGITS_MAX = 18
 """Of a time that SQLite can compare."""
 _ONE = f"SELECT {SESSION_LIST} FROM session_state"
 _SESSIONS = (
-    f"SELECT {SESSION_LIST} FROM session_state WHERE (last_seen_at, session_id) < (?, ?) "
+    f"SELECT {SESSION_LIST} FROM session_state WHERE (last_seen_at, session_id) < (?, ?) AND forgotten_at = 0 "
     "ORDER BY last_seen_at DESC, session_id DESC LIMIT ?"
 )
 _SUMS = f"SELECT {', '.join(Sums._fields)} FROM session_total WHERE session_id = ?"
@@ -288,11 +299,13 @@ _NEWEST = (
 )
 _CHANGES = (
     "SELECT id, at, verb, session_id, other_id, moved, stayed, undone_by, "
-    "(SELECT undone.id FROM session_change AS undone WHERE undone.undone_by = change.id) FROM session_change AS change"
+    "(SELECT undone.id FROM session_change AS undone WHERE undone.undone_by = change.id), "
+    "undone_by IS NULL AND before <> '[]' FROM session_change AS change"
 )
 # Of the days, which outlive sessions and rows: these sums never fall.  Turns and tokens are those of conversations,
 # money is that of side calls and pings as well, as in a session's sums.
 _OF_TURNS = ("turns", "interrupted", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+_BLANK = "SELECT count(*) FROM session_state WHERE forgotten_at <> 0"
 _TOTALS = (
     "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM session_state), "
     + ", ".join(

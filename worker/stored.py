@@ -36,6 +36,9 @@ class Session(Struct, frozen=True, kw_only=True):
     fingerprint: str | None = None
     header_session_id: str | None = None
     header_name: str | None = None
+    forgotten_at: int = 0
+    """0: a session.  Else a blank one, which stands for those that were forgotten then, and keeps their rows: nothing
+    names it, and nothing that is told to anybody does."""
     snapshot: Snapshot | None = None
 
 
@@ -117,16 +120,18 @@ class Amendment(Struct, frozen=True, kw_only=True):
     request: str
     """Drawn by whoever sent it."""
     at: int
-    verb: Literal["merge", "split", "undo"]
+    verb: Literal["merge", "split", "undo", "forget"]
     session_id: str
     """Of an undo, both ids are those of what it took back."""
     other_id: str
-    """The session that rows went to."""
+    """The session that rows went to; of what was forgotten it is not told."""
     moved: int
     stayed: int = 0
     undone_by: int | None = None
+    epoch: int = 0
+    """Above all that the session had which was forgotten."""
     before: list[Image] = []
-    """The sessions as they were; empty once it is undone."""
+    """The sessions as they were; empty once it is undone, or can not be any more."""
 
 
 class Tables(Protocol):
@@ -186,3 +191,18 @@ class Tables(Protocol):
     def newest_amendment(self) -> int: ...
     def standing_after(self, number: int, session_ids: Sequence[str]) -> int: ...
     def put_amendment(self, amendment: Amendment) -> None: ...
+    def amendments_of(self, session_id: str) -> list[int]:
+        """The changes in which it was merged, split, or what came of that."""
+        ...
+
+    def amendments_with_images(self) -> list[int]: ...
+
+    # What only forgetting needs.
+    def is_forgotten(self, session_id: str) -> bool: ...
+    def epoch_forgotten(self) -> int:
+        """No session that was forgotten had a greater one."""
+        ...
+
+    def forget_adopted(self, session_id: str) -> None:
+        """That a session of another gateway became this one; it stays known that it was imported."""
+        ...

@@ -228,6 +228,30 @@ class SqliteTables:
         *values, before = (getattr(amendment, name) for name in _AMENDMENT_FIELDS)
         self._execute(_PUT_AMENDMENT, (*values, _encoder.encode(before).decode()))
 
+    def amendments_of(self, session_id: str) -> list[int]:
+        found = self._execute("SELECT id FROM session_change WHERE session_id = ?1 OR other_id = ?1", (session_id,))
+        return [number for (number,) in found]
+
+    def amendments_with_images(self) -> list[int]:
+        found = self._execute("SELECT id FROM session_change WHERE before <> '[]' ORDER BY id")
+        return [number for (number,) in found]
+
+    # -- what only forgetting needs ----------------------------------------------------------------------------------
+
+    def is_forgotten(self, session_id: str) -> bool:
+        sql = "SELECT 1 FROM session_change WHERE session_id = ? AND verb = 'forget'"
+        return self._first(sql, session_id) is not None
+
+    def epoch_forgotten(self) -> int:
+        found = self._first("SELECT max(epoch) FROM session_change WHERE epoch > 0")
+        epoch = (found[0] if found else None) or 0
+        if not _is_count(epoch, COUNT_MAX - 1):
+            raise DamagedRow("session change: its epoch")  # Every session that begins would get it.
+        return int(epoch)
+
+    def forget_adopted(self, session_id: str) -> None:
+        self._execute("UPDATE session_adopted SET session_id = NULL WHERE session_id = ?", (session_id,))
+
     def _ids(self, sql: str, session_id: str) -> list[str]:
         return [found for (found,) in self._execute(sql, (session_id,))]
 
@@ -425,9 +449,12 @@ _ADD_TO_SESSION: Final = _adding("session_total", ("session_id",))
 _ADD_TO_DAY: Final = _adding("day_total", DayKey._fields)
 _ADD_TO_ROLLED: Final = _adding("session_rolled", ("session_id",))
 _ADD_TO_ROLLED_DAY: Final = _adding("day_rolled", DayKey._fields)
+# What was forgotten is folded by nobody: none of its rows has to wait for a snapshot.
+_SNAPSHOT_POSITION: Final = "CASE forgotten_at WHEN 0 THEN snapshot_position ELSE last_position END"
 # By rowid: the oldest first, and one page after the other.
 _SESSIONS_AFTER: Final = (
-    f"SELECT {', '.join(('rowid', *Aging._fields[1:]))} FROM session_state WHERE rowid > ? ORDER BY rowid LIMIT ?"
+    f"SELECT {', '.join(('rowid', *Aging._fields[1:-1]))}, {_SNAPSHOT_POSITION} "
+    "FROM session_state WHERE rowid > ? ORDER BY rowid LIMIT ?"
 )
 _ROWS_FROM_THE_FIRST: Final = (
     f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position BETWEEN 1 AND ? ORDER BY position"

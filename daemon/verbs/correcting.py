@@ -1,23 +1,25 @@
-"""The verbs that correct: `session merge`, `split`, `undo`, `log`.
+"""The verbs that correct: `session merge`, `split`, `undo`, `forget`, `log`.
 
-One rule: they look up which sessions are meant, and have the worker do it.
+One rule: they look up which sessions are meant, and have the worker do it.  What can not be taken back is asked first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterable
 from functools import partial
 
 from daemon.amend import amend, draw_id
-from daemon.pages import change_line, changed_page
+from daemon.pages import change_line, changed_page, forgotten_page
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
 from daemon.verbs.reading import named_session, reading, unknown
 from daemon.views import change_object
 from worker import runtime
 from worker.curve import daemon_keys
-from worker.protocol import SPLIT_EVENTS_MAX, Merge, Split, Undo
-from worker.records import changes_of, event_named
+from worker.protocol import SPLIT_EVENTS_MAX, Forget, Merge, Split, Undo
+from worker.records import Account, Change, account_of, changes_of, event_named
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader
@@ -39,7 +41,14 @@ def add(verbs: Verbs) -> None:
             act=split,
         ),
         verb("undo", "perdure session undo 3", "take a merge or a split back", places, act=undo),
-        verb("log", "perdure session log --json", "what was merged, split and undone, newest first", places, act=log),
+        verb(
+            "forget",
+            "perdure session forget 4f1c2b",
+            "erase what names a session and tells of it, for good; what it cost stays in the sums",
+            places,
+            act=forget,
+        ),
+        verb("log", "perdure session log --json", "what was changed, newest first", places, act=log),
     ]
     for each in made:
         each.add_argument("--json", action="store_true", help="for programs")
@@ -52,6 +61,9 @@ def add(verbs: Verbs) -> None:
     )
     which.add_argument("--only", nargs="+", metavar="EVENT", help="these turns alone")
     made[2].add_argument("change", metavar="N", type=positive, help="its number in `perdure session log`")
+    made[3].add_argument("id", metavar="ID", help=ID)
+    made[3].add_argument("--tree", action="store_true", help="with its sub-agents")
+    made[3].add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal to ask at")
 
 
 def merge(settings: Settings, options: argparse.Namespace) -> int:
@@ -80,6 +92,37 @@ def undo(settings: Settings, options: argparse.Namespace) -> int:
     return _change(Undo(change=options.change), settings, options)
 
 
+def forget(settings: Settings, options: argparse.Namespace) -> int:
+    """Erase what names a session and tells of it."""
+    with reading(settings.database) as reader:
+        account = account_of(reader.execute, options.id, 0)
+        standing = _standing(changes_of(reader.execute))
+    if account is None:
+        raise unknown("session", options.id, "perdure sessions")
+    session_id = account.record.session.session_id
+    if account.children and not options.tree:
+        remedy = f"add --tree to forget them with it (`perdure show {session_id}` lists them)"
+        raise Fatal(runtime.EXIT_USAGE, f"{session_id} has sub-agents; {remedy}")
+    if not options.yes:
+        _confirm(account, options)
+    act = Forget(session_id=session_id, drawn_id=draw_id(), tree=options.tree)
+    amended = amend(act, settings.worker_url, daemon_keys(settings.worker_url, settings.curve_dir))
+    with reading(settings.database) as reader:
+        changes = changes_of(reader.execute)
+    # A change for each session: those of its sub-agents come before its own.
+    own = range(amended.change - amended.stayed, amended.change + 1)
+    shown = {
+        "change": amended.change,
+        "verb": amended.verb,
+        "session_id": amended.session_id,
+        "sub_agents": amended.stayed,
+        "rows_kept": sum(change.moved for change in changes if change.number in own),
+        "no_longer_undoable": sorted(standing - _standing(changes)),
+    }
+    print(json.dumps(shown, indent=2) if options.json else forgotten_page(shown))
+    return runtime.EXIT_OK
+
+
 def log(settings: Settings, options: argparse.Namespace) -> int:
     """Every change, newest first."""
     with reading(settings.database) as reader:
@@ -87,7 +130,7 @@ def log(settings: Settings, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(map(change_line, found)) or "no session was ever merged or split")
+        print("\n".join(map(change_line, found)) or "no session was ever changed")
     return runtime.EXIT_OK
 
 
@@ -97,6 +140,23 @@ def _change(act: Merge | Split | Undo, settings: Settings, options: argparse.Nam
     shown["undoes"] = act.change if isinstance(act, Undo) else None
     print(json.dumps(shown, indent=2) if options.json else changed_page(shown))
     return runtime.EXIT_OK
+
+
+def _confirm(account: Account, options: argparse.Namespace) -> None:
+    """Ask whoever sits there.  Raises Fatal where nobody does, or says no."""
+    if not sys.stdin.isatty():
+        raise Fatal(runtime.EXIT_USAGE, "nobody can be asked here whether to forget it; add --yes")
+    session, turns = account.record.session, account.record.sums.turns
+    counted = "1 turn" if turns == 1 else f"{turns} turns"
+    what = f"session {session.session_id} ({session.client or 'unknown client'}, {counted})"
+    whole = f"{what} and its sub-agents" if options.tree else what
+    print(f"Forget {whole}? It can not be taken back. [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Fatal(runtime.EXIT_USAGE, "not confirmed; nothing was changed")
+
+
+def _standing(changes: Iterable[Change]) -> set[int]:
+    return {change.number for change in changes if change.undoable}
 
 
 def _event(reader: Reader, session_id: str, name: str) -> str:

@@ -17,6 +17,7 @@ from worker.protocol import (
     Amend,
     Booking,
     Claim,
+    Forget,
     Hint,
     Key,
     Merge,
@@ -78,6 +79,7 @@ def _batches() -> Iterator[list[Write]]:
     yield [_write(Amend(request="change-1", act=Merge(session_id=_id(22), into=_id(21))))]
     split = Split(session_id=_id(20), drawn_id="split-off", events=[_row(20, turn).event_id for turn in (3, 4)])
     yield [_write(Amend(request="change-2", act=split))]
+    yield [_write(Amend(request="change-3", act=Forget(session_id=_id(19), drawn_id="blank", tree=True)))]
 
 
 def _booked(session: int, turn: int) -> Write:

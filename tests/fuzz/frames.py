@@ -75,6 +75,6 @@ def _seeds() -> list[bytes]:
             seeds.append(BETWEEN.join(encode(command, body, 7)))
             seeds.append(b"M" + rng.randbytes(CHOICES_BYTES))
     amend = b'{"request":"%s","act":{"verb":"%s","change":1}}'
-    for verb in (b"undo", SECRET.encode()):
+    for verb in (b"undo", b"forget", SECRET.encode()):
         seeds.append(BETWEEN.join([PROTOCOL, b"AMEND", bytes(8), amend % (SECRET.encode(), verb)]))
     return seeds

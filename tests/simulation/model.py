@@ -171,7 +171,7 @@ class MemoryTables:
                 session.first_seen_at,
                 session.last_seen_at,
                 session.last_position,
-                session.snapshot.position if session.snapshot else 0,
+                session.last_position if session.forgotten_at else session.snapshot.position if session.snapshot else 0,
             )
             for place, session in enumerate(self.sessions.values(), start=1)
         ]
@@ -262,6 +262,23 @@ class MemoryTables:
 
     def put_amendment(self, amendment: Amendment) -> None:
         self._put("amendments", amendment.number, amendment)
+
+    def amendments_of(self, session_id: str) -> list[int]:
+        return [each.number for each in self.amendments.values() if session_id in (each.session_id, each.other_id)]
+
+    def amendments_with_images(self) -> list[int]:
+        return sorted(each.number for each in self.amendments.values() if each.before)
+
+    # -- what only forgetting needs ----------------------------------------------------------------------------------
+
+    def is_forgotten(self, session_id: str) -> bool:
+        return any(each.session_id == session_id and each.verb == "forget" for each in self.amendments.values())
+
+    def epoch_forgotten(self) -> int:
+        return max((each.epoch for each in self.amendments.values()), default=0)
+
+    def forget_adopted(self, session_id: str) -> None:
+        pass
 
     def _drop(self, table: str, place: Any) -> None:
         stored = getattr(self, table)

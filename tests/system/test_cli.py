@@ -27,7 +27,13 @@ pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "costs", "keys", "backup", "restore", "session")
-CORRECTIONS: Final = (("merge", "some", "other"), ("split", "some", "--only", "turn"), ("undo", "1"), ("log",))
+CORRECTIONS: Final = (
+    ("merge", "some", "other"),
+    ("split", "some", "--only", "turn"),
+    ("undo", "1"),
+    ("forget", "some"),
+    ("log",),
+)
 READERS: Final = (
     ("status",),
     ("sessions",),

@@ -6,6 +6,8 @@ One rule: what a correction has done is seen in the session that a conversation'
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from tests.processes import Gateway, eventually
 from tests.provider import ScriptedProvider
 from tests.system.test_cli import PERDURE, perdure
 from tests.system.turns import sum_of_rows
+from worker.backup import verify
 from worker.protocol import Usage
 
 pytestmark = pytest.mark.system
@@ -137,7 +140,7 @@ def test_conversation_split_off_goes_on_in_its_new_session_on_both_daemons(gatew
     assert [talk.say(daemon) for daemon in DAEMONS] == [new_id, new_id]
     totals_are_exact(gateway, talk)
     assert gateway.session(session_id)["turns"] == 1
-    shown = perdure("show", new_id, **environ(gateway)).stdout
+    shown = " ".join(perdure("show", new_id, **environ(gateway)).stdout.split())  # However its lines are cut.
     assert f"change 1, {split_at(gateway)}: split 2 rows off {session_id} into {new_id}" in shown
     assert f"split from {session_id} by the operator (change 1)" in shown
 
@@ -157,6 +160,69 @@ def test_daemon_that_slept_through_an_undo_hears_of_it_from_the_next_worker(gate
     hears_the_new_worker(gateway, "daemon-2", start)
 
     assert (one.say("daemon-2"), two.say("daemon-2")) == (ids[one], ids[two])
+
+
+def test_forgotten_sessions_begin_anew_on_both_daemons_and_cost_what_they_cost(gateway: Gateway, talks: Talks) -> None:
+    named, unnamed, other = talks("known"), talks("unknown", is_named=False), talks("other")
+    ids = {each: [each.say(daemon) for daemon in DAEMONS].pop() for each in (named, unnamed, other)}
+    spent = gateway.query("SELECT * FROM day_total ORDER BY 1, 2, 3, 4, 5, 6")
+    merged = change(gateway, "merge", ids[named], ids[other])["change"]
+    change(gateway, "undo", str(merged))
+    change(gateway, "merge", ids[other], ids[named])
+
+    forgotten = change(gateway, "forget", ids[named], "--yes")
+
+    assert (forgotten["rows_kept"], forgotten["sub_agents"], forgotten["no_longer_undoable"]) == (4, 0, [3])
+    assert "perdure restore" in perdure("session", "undo", "4", **environ(gateway)).stderr
+    assert change(gateway, "forget", ids[unnamed][:12], "--yes")["rows_kept"] == 2
+    assert gateway.sessions() == []
+    assert perdure("show", ids[named], **environ(gateway)).returncode == 2
+    assert gateway.query("SELECT * FROM day_total ORDER BY 1, 2, 3, 4, 5, 6") == spent
+    log = perdure("session", "log", **environ(gateway)).stdout
+    assert f"forgot {ids[unnamed]}, 2 rows kept in the sums" in log
+
+    gateway.kill_all()
+    gateway.start()
+    assert gateway.sessions() == []
+    again = {each: [each.say(daemon) for daemon in DAEMONS] for each in (named, unnamed, other)}
+    # What its client names has a hash of that name for its id; the other is somebody new.
+    assert again[named] == [ids[named]] * 2 and again[other] == [ids[other]] * 2
+    assert len({*again[unnamed], ids[unnamed]}) == 2
+    assert [shown["turns"] for shown in gateway.sessions()] == [2, 2, 2]
+    verify(gateway.database, lambda _: (), lambda *_: None)
+
+
+def test_daemon_that_slept_while_its_session_was_forgotten_knows_nothing_of_it(gateway: Gateway, talks: Talks) -> None:
+    talk = talks("asleep")
+    session_id = [talk.say("daemon-2") for _ in range(3)].pop()
+    eventually(lambda: gateway.session(session_id)["warmup"]["turns"] == 3, what=gateway.logs)
+    gateway.pause("daemon-2")
+    change(gateway, "forget", session_id, "--yes")
+    gateway.resume("daemon-2")
+
+    assert talk.say("daemon-2") == session_id
+
+    eventually(lambda: gateway.query("SELECT 1 FROM session_state WHERE generation > 0"), what=gateway.logs)
+    assert gateway.session(session_id)["warmup"]["turns"] == 1
+
+
+@pytest.mark.parametrize("said", ["n", "", "y"])
+def test_forgetting_asks_at_a_terminal(said: str, gateway: Gateway, talks: Talks) -> None:
+    session_id = talks("asked").say()
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+        command = [PERDURE, "session", "forget", session_id]
+        run = subprocess.Popen(
+            command, env=environ(gateway), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        os.close(theirs)
+        terminal.write(f"{said}\n".encode())
+        output, errors = run.communicate(timeout=40)
+
+    assert f"Forget session {session_id}".encode() in errors and b"1 turns" not in errors
+    assert run.returncode == (0 if said == "y" else 2)
+    assert len(gateway.sessions()) == (0 if said == "y" else 1)
+    assert (b"backups that were made before still hold it" in output) is (said == "y")
 
 
 @pytest.mark.crash
@@ -194,7 +260,7 @@ def test_corrections_without_a_worker_say_so_and_the_log_is_read_all_the_same(ga
     one, two = talks("uno"), talks("due")
     ids = (one.say(), two.say())
     known = environ(gateway)
-    assert perdure("session", "log", **known).stdout == "no session was ever merged or split\n"
+    assert perdure("session", "log", **known).stdout == "no session was ever changed\n"
     assert perdure("session", "merge", *ids, **known).returncode == 0
     gateway.kill("worker")
 
@@ -218,6 +284,8 @@ def test_corrections_without_a_worker_say_so_and_the_log_is_read_all_the_same(ga
         (("split", "{id}"), "--help"),
         (("undo", "7"), "session log"),
         (("undo", "0"), "--help"),
+        (("forget", "{id}"), "--yes"),
+        (("forget", "nobody", "--yes"), "perdure sessions"),
     ],
 )
 def test_wrong_correction_is_status_2_and_one_line_with_the_remedy(

@@ -18,10 +18,12 @@ from worker import batch
 from worker.batch import Outcome, Write
 from worker.ledger import Sums, day_key, sums_of_day, sums_of_session
 from worker.protocol import (
+    Act,
     Amend,
     Amended,
     Booking,
     Claim,
+    Forget,
     Hint,
     Key,
     KeyKind,
@@ -48,8 +50,8 @@ class Desk:
         self.db = apsw.Connection(":memory:")
         self.db.execute("PRAGMA foreign_keys = ON")
         steps = (resources.files("worker") / "migrations").iterdir()
-        for step in sorted(step.read_text("utf-8") for step in steps if step.name.endswith(".sql")):
-            list(self.db.execute(step))
+        for step in sorted((step for step in steps if step.name.endswith(".sql")), key=lambda step: step.name):
+            list(self.db.execute(step.read_text("utf-8")))
         self.sql = SqliteTables(self.db)
         self._numbers = count(1)
 
@@ -99,11 +101,11 @@ class Desk:
         event = next(each for each in self.memory.rows if each.endswith(f"{number:06d}"))
         self.apply(Booking(naming=ended, row=replace(settled, event_id=event), epoch=1, seen=0))
 
-    def amend(self, act: Merge | Split | Undo, *, request: str = "", live: frozenset[str] = LIVE) -> Amended:
+    def amend(self, act: Act, *, request: str = "", live: frozenset[str] = LIVE) -> Amended:
         return self.amending(act, request=request, live=live)[0]
 
     def amending(
-        self, act: Merge | Split | Undo, *, request: str = "", live: frozenset[str] = LIVE
+        self, act: Act, *, request: str = "", live: frozenset[str] = LIVE
     ) -> tuple[Amended, list[tuple[str, Lost]]]:
         body = Amend(request=request or f"request-{next(self._numbers)}", act=act)
         outcome = self.apply(body, live=live, boot="command-1")
@@ -129,6 +131,10 @@ class Desk:
         found = self.sql.session(session_id)
         assert found is not None
         return found
+
+    def known(self) -> list[str]:
+        """The ids of all sessions but those that stand for forgotten ones."""
+        return sorted(name for name, session in self.memory.sessions.items() if not session.forgotten_at)
 
     def numbers_of(self, session_id: str) -> list[int]:
         """The session's turns in the order of their positions."""
@@ -389,9 +395,7 @@ def test_undo_of_a_change_with_a_newer_one_is_refused_by_its_number(desk: Desk) 
         (Undo(change=2), "an undo itself"),
     ],
 )
-def test_wrong_request_is_refused_in_words_and_changes_nothing(
-    desk: Desk, act: Merge | Split | Undo, words: str
-) -> None:
+def test_wrong_request_is_refused_in_words_and_changes_nothing(desk: Desk, act: Act, words: str) -> None:
     for number, session in ((1, "a"), (2, "a"), (3, "b"), (4, "c")):
         desk.turn(number, session)
     desk.merge("b", "c")
@@ -411,7 +415,9 @@ HINTS = [Hint("session", "x-one", "v1"), Hint("session", "x-one", "v2"), Hint("f
 NUMBERS = st.integers(0, 11)
 DEEDS = st.lists(
     st.tuples(
-        st.sampled_from(("begin", "end", "end", "end", "claim", "merge", "split", "undo", "try merge", "try split")),
+        st.sampled_from(
+            ("begin", "end", "end", "end", "claim", "merge", "split", "undo", "forget", "try merge", "try split")
+        ),
         NUMBERS,
         NUMBERS,
         NUMBERS,
@@ -444,8 +450,8 @@ def test_any_corrections_among_bookings_keep_every_sum_and_every_row(deeds: list
         assert desk.memory.day_sums == days
 
 
-def act_of(desk: Desk, deed: str, number: int, one: int, two: int, three: int) -> Merge | Split | Undo | None:
-    sessions = sorted({*desk.memory.sessions, *desk.memory.aliases}) or ["nobody"]
+def act_of(desk: Desk, deed: str, number: int, one: int, two: int, three: int) -> Act | None:
+    sessions = sorted({*desk.known(), *desk.memory.aliases}) or ["nobody"]
     session = sessions[one % len(sessions)]
     match deed:
         case "merge":
@@ -458,12 +464,14 @@ def act_of(desk: Desk, deed: str, number: int, one: int, two: int, three: int) -
             return Split(session_id=session, drawn_id=f"d{number}", first_event=first, events=sorted(chosen))
         case "undo":
             return Undo(change=1 + one % 6)
+        case "forget":
+            return Forget(session_id=session, drawn_id=f"d{number}", tree=two % 3 > 0)
     return None
 
 
 def book(desk: Desk, deed: str, number: int, one: int, two: int, three: int) -> None:
     """A write of a daemon over few names, so that they meet."""
-    sessions = sorted({*SESSIONS, *desk.memory.sessions, *desk.memory.aliases})
+    sessions = sorted({*SESSIONS, *desk.known(), *desk.memory.aliases})
     kinds: tuple[KeyKind, ...] = ("request", "answer", "header", "history")
     named = Naming(
         session_id=sessions[one % len(sessions)],
@@ -471,7 +479,7 @@ def book(desk: Desk, deed: str, number: int, one: int, two: int, three: int) -> 
         continues=[f"link-{two % 5}", f"link-{three % 5}"],
         keys=[Key(kind=kinds[(one + two) % 4], name="chain", value=f"link-{three % 7}")],
         chain_length=two,
-        parent=[*sorted(desk.memory.sessions), "not-seen"][three % (1 + len(desk.memory.sessions))] if two % 2 else "",
+        parent=[*desk.known(), "not-seen"][three % (1 + len(desk.known()))] if two % 2 else "",
         hints=HINTS[three % 3 :][:2],
     )
     if deed == "claim":

@@ -212,6 +212,7 @@ DAMAGES: Final = {
         "PRAGMA foreign_keys = OFF; DELETE FROM session_state WHERE session_id = 'session-9'",
         "session_state is not there",
     ),
+    "a session said to be forgotten": ("UPDATE session_state SET forgotten_at = 1", "is shown as forgotten"),
     "an epoch": ("UPDATE session_state SET epoch = -1 WHERE session_id = 'session-9'", "session 'session-9'"),
 }
 

@@ -29,6 +29,7 @@ PARTS = {
         protocol.Merge,
         protocol.Split,
         protocol.Undo,
+        protocol.Forget,
         protocol.Amended,
         protocol.IndexEntry,
         protocol.Family,
