@@ -6,17 +6,17 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from logging import Logger
 
 import uvloop
 
-from daemon.app import BackgroundFailed, Daemon, WritesLeft
+from daemon.app import BackgroundFailed, Daemon, Phase, WritesLeft
 from daemon.http_server import CannotListen
-from worker import runtime
-from worker.settings import BadSettings, Settings, is_loopback, load
+from daemon.passed import passed_listener
+from worker import notify, runtime
+from worker.settings import BadSettings, Settings, load
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -50,41 +50,34 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 async def _serve(settings: Settings, log: Logger) -> None:
-    # A supervisor names its children, and gives several of them one listening socket.
-    instance = os.environ.get("SUPERVISOR_PROCESS_NAME") or f"daemon@{settings.listen}"
-    descriptor = os.environ.get("PERDURE_LISTEN_FD", "")
-    listen_fd = int(descriptor) if descriptor else None
-    if listen_fd is not None:
-        _refuse_open_listener(listen_fd, settings)
-    daemon = Daemon(settings, instance=instance, listen_fd=listen_fd, log=log)
+    # A supervisor names its children, which may all have one address, and may listen for them.
+    named = os.environ.get("PERDURE_INSTANCE") or os.environ.get("SUPERVISOR_PROCESS_NAME")
+    instance = named or f"daemon@{settings.listen}"
+    listen_fd = passed_listener(os.environ, token=settings.token)
+    notifier = notify.from_environment(os.environ)
+    daemon = Daemon(settings, instance=instance, listen_fd=listen_fd, log=log, notifier=notifier)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
-    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, log)
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, notifier, log)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await daemon.run()
 
 
-def _refuse_open_listener(listen_fd: int, settings: Settings) -> None:
-    """Where a supervisor listens for us, its address counts, not the one in our settings."""
-    with socket.socket(fileno=os.dup(listen_fd)) as passed:
-        host = str(passed.getsockname()[0])
-    if not settings.token and not is_loopback(host):
-        raise runtime.Fatal(
-            runtime.EXIT_CONFIGURATION,
-            f"the socket that was passed listens on {host}, which other machines reach; set PERDURE_TOKEN, or let it "
-            "listen on 127.0.0.1",
-        )
-
-
-def _reload(daemon: Daemon, log: Logger) -> None:
+def _reload(daemon: Daemon, notifier: notify.Notifier, log: Logger) -> None:
     """Read the settings again, from where they came from; those in force stay if the new ones can not be used."""
+    # Who still starts is not ready because of this, and who drains will not be again.
+    is_running = daemon.phase is Phase.RUNNING
+    if is_running:
+        notifier.reloading()
     try:
         settings = load({}, os.environ)
     except BadSettings as error:
         log.error("settings stay as they were: %s", error)
     else:
         daemon.reload(settings)
+    if is_running:
+        notifier.ready(daemon.status())
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.curve import daemon_keys
 from worker.metrics import families_of
+from worker.notify import PULSE_SECONDS, Notifier
 from worker.runtime import place_of
 from worker.settings import RELOADED, Settings
 
@@ -43,8 +44,11 @@ IDLE_DRAIN_SECONDS: Final = 2.0
 """How long idle connections live on after SIGTERM: a request may already be on its way on them."""
 FLUSH_SECONDS: Final = 10.0
 """How long the last writes may take to be acknowledged before the process ends without them."""
-
-
+START_SECONDS: Final = 30.0
+"""How long a start may take from when it listens; it takes `own.PRELOAD_WAIT_SECONDS` at most, on a machine that has
+time for it."""
+STOP_MARGIN_SECONDS: Final = 10.0
+"""What a stop may take beyond its limits on a machine that is busy."""
 SNAPSHOTS_PER_TURN: Final = 100
 """Snapshots put into the outbox in one turn of the loop: about three milliseconds."""
 
@@ -82,11 +86,20 @@ class WritesLeft(Exception):
 class Daemon:
     """Everything one daemon is made of.  Made inside a running event loop."""
 
-    def __init__(self, settings: Settings, *, instance: str, listen_fd: int | None, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        instance: str,
+        listen_fd: int | None,
+        log: logging.Logger,
+        notifier: Notifier | None = None,
+    ) -> None:
         self.phase = Phase.STARTING
         self._settings = settings
         self._listen_fd = listen_fd
         self._log = log
+        self._notifier = notifier or Notifier()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._cutting: asyncio.Task[None] | None = None
@@ -102,7 +115,13 @@ class Daemon:
         self._link = WorkerClient(
             address=settings.worker_url,
             keys=daemon_keys(settings.worker_url, settings.curve_dir),
-            hello=protocol.Hello(boot=boot, instance=instance, version=version("perdure"), pid=os.getpid()),
+            hello=protocol.Hello(
+                boot=boot,
+                # The first daemon of every machine has the same name; the worker takes two of one name for one.
+                instance=f"{instance}@{os.uname().nodename}",
+                version=version("perdure"),
+                pid=os.getpid(),
+            ),
             outbox=self._outbox,
             metrics=self._families,
             refused=self._metrics.refused.inc,
@@ -146,14 +165,18 @@ class Daemon:
         background = [
             asyncio.create_task(self._link.run(), name="link"),
             asyncio.create_task(tick(self._settings.tick_seconds, self._flush), name="tick"),
+            asyncio.create_task(tick(PULSE_SECONDS / 2, self._pulse), name="pulse"),
         ]
         for task in background:
             task.add_done_callback(self._on_background_end)
-        self._log.info("listening on %s:%d", self._settings.listen_host, self._server.port)
+        self._log.info("listening on %s", self._server.address)
+        self._notifier.busy(self.status(), within_seconds=START_SECONDS)
         await self._own.wait_for_preload()
         if self.phase is Phase.STARTING:
             self._become(Phase.RUNNING)
         self._log.info("%s", self._own.readiness()["status"])
+        if not self._stop.is_set():
+            self._notifier.ready(self.status())
         await self._stop.wait()
         await self._shut_down(background)
         if len(self._outbox):
@@ -167,6 +190,17 @@ class Daemon:
             self._log.warning("told to stop again: streams are cut")
             self._cutting = asyncio.create_task(self._server.close())
         self._stop.set()
+
+    def status(self) -> str:
+        """What it is doing, in one line for people."""
+        ready = self._own.readiness()
+        ailing = [f"{name} {found}" for name, found in ready["checks"].items() if name != "daemon" and found != "ok"]
+        said = ready["status"] if self.phase is Phase.RUNNING else self.phase.name.lower()
+        held = f"{_counted(self._server.running, 'request')}, {_counted(self._sessions.count, 'session')}"
+        if waiting := len(self._outbox):
+            oldest_seconds = self._outbox.oldest_seconds(time.monotonic())
+            held += f", {_counted(waiting, 'write')} not acknowledged for {oldest_seconds:.0f} s"
+        return f"{said} ({', '.join(ailing)}): {held}" if ailing else f"{said}: {held}"
 
     def reload(self, settings: Settings) -> None:
         """Put in force what may change while turns run: the next request is the first to see it."""
@@ -185,6 +219,8 @@ class Daemon:
         self._own.is_draining = True
         # A socket that was passed is shared: whoever asks it next gets a daemon that goes on.
         notice_seconds = 0.0 if self._listen_fd is not None else self._settings.notice_seconds
+        longest_seconds = notice_seconds + self._settings.drain_seconds + FLUSH_SECONDS + STOP_MARGIN_SECONDS
+        self._notifier.stopping(self.status(), within_seconds=longest_seconds)
         await self._server.drain(IDLE_DRAIN_SECONDS, self._settings.drain_seconds, notice_seconds)
         self._become(Phase.FLUSHING)
         deadline = time.monotonic() + FLUSH_SECONDS
@@ -200,6 +236,10 @@ class Daemon:
         await self._upstream.close()
         self._become(Phase.STOPPED)
         self._log.info("stopped")
+
+    async def _pulse(self) -> None:
+        """Sent from this loop, so that it stops when the loop does."""
+        self._notifier.pulse(self.status)
 
     async def _flush(self) -> None:
         """Write a snapshot of everything dirty, a few at a time: requests are not to wait for thousands of them."""
@@ -248,6 +288,10 @@ def rules_of(settings: Settings) -> Rules:
         parent_headers=settings.parent_headers,
         fields=body_fields(settings.session_fields),
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _differs(name: str, one: Settings, other: Settings) -> bool:

@@ -319,6 +319,8 @@ class HttpServer:
         """Every answer that begins from now on says `Connection: close`."""
         self.port = 0
         """The port listened on, also where 0 was asked for."""
+        self.address = ""
+        """Host and port listened on, also where a supervisor bound them."""
         self._listener: asyncio.Server | None = None
         self._connection: Callable[[], _Connection]
         self._accepts_no_more = asyncio.Event()
@@ -345,7 +347,13 @@ class HttpServer:
                 self._listener = await loop.create_server(connection, sock=passed, backlog=BACKLOG_CONNECTIONS)
         except OSError as error:
             raise CannotListen(host, port, error) from error
-        self.port = self._listener.sockets[0].getsockname()[1]
+        host, self.port, *_rest = self._listener.sockets[0].getsockname()
+        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def running(self) -> int:
+        """Requests that are being answered."""
+        return len(self._active.members)
 
     async def stop_accepting(self) -> None:
         """Free the address; connections live on, also those that nobody has taken out of the kernel's queue yet."""

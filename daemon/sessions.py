@@ -96,6 +96,11 @@ class Sessions:
     def __iter__(self) -> Iterator[Held]:
         return iter(self._held.values())
 
+    @property
+    def count(self) -> int:
+        """Sessions held."""
+        return len(self._held)
+
     def counts(self) -> dict[str, int]:
         """Sessions held by what they are: for the metric."""
         dirty = sum(held.is_dirty for held in self._held.values())

@@ -22,7 +22,7 @@ NAMES = sorted(TREES)
 LINES_MAX = 70
 LINES_P90_MAX = 40
 
-SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "curve"}
+SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "curve", "notify"}
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")
 ALSO = {"backup", "copies", "store"}

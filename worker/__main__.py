@@ -13,9 +13,9 @@ from functools import partial
 from importlib.metadata import version
 from logging import Logger
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from worker import runtime
+from worker import notify, runtime
 from worker.curve import worker_keys
 from worker.health import Heart
 from worker.server import RETRY_SECONDS, AddressRefused, Server
@@ -51,46 +51,57 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = runtime.start_logging("worker", settings.log_level)
     runtime.log_uncaught(log)
+    notifier = notify.from_environment(os.environ)
+    patiently = partial(_patiently, notifier=notifier, log=log)
     # What this process makes — database, socket, lock — is its user's alone.
     os.umask(0o077)
     state = Path(settings.state_dir)
-    _patiently(state, lambda: runtime.private_directory(state), log)
+    patiently(state, lambda: runtime.private_directory(state))
     run = Path(settings.runtime_dir)
-    _patiently(run, lambda: runtime.private_directory(run), log)
-    _patiently(
-        settings.lock, lambda: runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"), log
-    )
+    patiently(run, lambda: runtime.private_directory(run))
+    patiently(settings.lock, lambda: runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"))
     if settings.worker_url.startswith("ipc://"):
         socket = Path(settings.worker_url.removeprefix("ipc://"))
-        _patiently(socket.parent, lambda: runtime.private_directory(socket.parent), log)
+        patiently(socket.parent, lambda: runtime.private_directory(socket.parent))
         # ZeroMQ would take the path from a worker that serves another state directory, without a word.
         lock = socket.with_suffix(".lock")
-        _patiently(lock, lambda: runtime.lock_file(lock, "set PERDURE_RUNTIME_DIR to another directory"), log)
+        patiently(lock, lambda: runtime.lock_file(lock, "set PERDURE_RUNTIME_DIR to another directory"))
         if settings.group:
             runtime.share(socket.parent, runtime.group_named(settings.group), 0o750)
     keys = worker_keys(settings.worker_url, settings.curve_dir)
     # Until there is something to finish, a signal ends the process at once.
     runtime.on_signals(lambda: sys.exit(runtime.EXIT_OK))
     try:
-        store = _patiently(settings.database, lambda: Store(settings.database), log)
+        store = patiently(settings.database, lambda: _opened(settings.database, notifier))
+        heart = Heart(Path(settings.runtime_dir))
+
+        def bound() -> None:
+            _set_socket_mode(settings)
+            log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
+            notifier.ready(server.status())
+
+        def beat() -> None:
+            heart.beat()
+            notifier.pulse(server.status)
+
         server = Server(
             store,
             settings.worker_url,
             keys=keys,
-            bound=partial(_set_socket_mode, settings),
+            bound=bound,
             version=version("perdure"),
             boot=secrets.token_hex(8),
             log=log,
-            beat=Heart(Path(settings.runtime_dir)).beat,
+            beat=beat,
             ledger_days=settings.ledger_days,
         )
         runtime.on_signals(server.stop)
-        log.info("ready at %s, database %s, schema %d", settings.worker_url, settings.database, store.schema)
         try:
             server.run()
         except StoreRefused:
             store.abandon()
             raise
+        notifier.stopping("moving the log into the database", within_seconds=CLOSING_SECONDS)
         store.close()
     except StoreRefused as error:
         raise runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
@@ -98,6 +109,16 @@ def serve(settings: Settings) -> None:
         status = runtime.EXIT_UNAVAILABLE if error.is_passing else runtime.EXIT_CONFIGURATION
         raise runtime.Fatal(status, str(error)) from error
     log.info("stopped")
+
+
+def _opened(database: Path, notifier: notify.Notifier) -> Store:
+    """The store, which may take long: a check reads all of it, a migration copies it first."""
+    try:
+        size = database.stat().st_size
+    except OSError:
+        size = 0
+    notifier.busy(f"opening {database}", within_seconds=OPENING_SECONDS + size / OPENING_BYTES_PER_SECOND)
+    return Store(database)
 
 
 def _set_socket_mode(settings: Settings) -> None:
@@ -110,7 +131,7 @@ def _set_socket_mode(settings: Settings) -> None:
             socket.chmod(0o600)
 
 
-def _patiently(what: Path, act: Callable[[], T], log: Logger) -> T:
+def _patiently(what: Path, act: Callable[[], T], *, notifier: notify.Notifier, log: Logger) -> T:
     """Wait for a disk that is full or read-only now, rather than exit in a loop."""
     pause_seconds = RETRY_SECONDS[0]
     while True:
@@ -118,9 +139,17 @@ def _patiently(what: Path, act: Callable[[], T], log: Logger) -> T:
             return act()
         except (StoreBusy, runtime.NotNow) as error:
             log.error("%s can not be opened now (%s); trying again", what, error)
+            notifier.busy(f"waiting: {what} can not be opened now ({error})", within_seconds=OPENING_SECONDS)
             time.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, RETRY_SECONDS[1])
 
+
+OPENING_SECONDS: Final = 60.0
+"""What a service manager is asked to wait for a start that goes on, beyond what the database's size explains."""
+OPENING_BYTES_PER_SECOND: Final = 10_000_000
+"""What is read and copied of a database in a second, on a disk that is slow and busy."""
+CLOSING_SECONDS: Final = 60.0
+"""The same for the end: the log is 64 MB, rarely more."""
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -108,6 +108,8 @@ class Server:
         self._census = Census()
         self._metrics = WorkerMetrics()
         self._kept: list[Write] = []
+        self._stored = 0
+        self._trouble = ""
         self._retry_at = 0.0
         self._rest_at = 0.0
         self._pause_seconds = RETRY_SECONDS[0]
@@ -148,6 +150,12 @@ class Server:
         """Make `run` return after one last batch.  Safe in a signal handler."""
         self._stopping = True
         self._wake()
+
+    def status(self) -> str:
+        """What it is doing, in one line for people."""
+        peers = len(self._census.peers)
+        held = f"{peers} daemon{'' if peers == 1 else 's'}, {self._stored:,} writes stored, {len(self._kept):,} waiting"
+        return f"not committing ({self._trouble}): {held}" if self._retry_at else f"ready: {held}"
 
     def _bind(self) -> None:
         try:
@@ -226,6 +234,7 @@ class Server:
             return
         self._metrics.commit_seconds.observe(time.monotonic() - started)
         self._metrics.writes.inc(len(self._kept))
+        self._stored += len(self._kept)
         self._kept = []
         self._recovered()
         self.phase = Phase.REPLYING
@@ -250,6 +259,7 @@ class Server:
     def _postpone(self, error: StoreBusy) -> None:
         """Keep the batch, acknowledge nothing, try again after a pause: nothing is lost while the disk is full."""
         self._metrics.failed_commits.inc()
+        self._trouble = str(error)
         if not self._retry_at:
             self._log.error("the store can not be written (%s); writes are kept and tried again", error)
         self._retry_at = time.monotonic() + self._pause_seconds

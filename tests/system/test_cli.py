@@ -26,7 +26,10 @@ from tests.provider import ScriptedProvider
 pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
-VERBS: Final = ("up", "daemon", "worker", "status", "sessions", "show", "costs", "keys", "backup", "restore", "session")
+VERBS: Final = (
+    *("up", "daemon", "worker", "status", "sessions", "show", "costs", "keys", "backup", "restore", "session"),
+    "install-units",
+)
 CORRECTIONS: Final = (
     ("merge", "some", "other"),
     ("split", "some", "--only", "turn"),
