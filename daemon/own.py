@@ -62,7 +62,7 @@ class OwnPaths:
         if incoming.method not in ("GET", "HEAD"):
             await _say(incoming, 405, {"error": "only GET here"})
         elif incoming.path == "/healthz":
-            await _say(incoming, 200, {"status": "alive", "version": self._version})
+            await _say(incoming, 200, {"status": "alive", "program": "perdure", "version": self._version})
         elif incoming.path == "/readyz":
             ready = self.readiness()
             await _say(incoming, 503 if ready["status"] == "unready" else 200, ready)

@@ -49,6 +49,7 @@ PURE = [
     "worker/census.py",
     "daemon/accounts.py",
     "daemon/admission.py",
+    "daemon/agents.py",
     "daemon/bills.py",
     "daemon/booking.py",
     "daemon/chain.py",

@@ -37,6 +37,13 @@ def add(verbs: Verbs) -> None:
 
 def up(settings: Settings, options: argparse.Namespace) -> NoReturn:
     """Become a supervisor of one worker and its daemons, in the foreground."""
+    module, environ = supervision(settings, options)
+    print(_greeting(settings), flush=True)
+    become(module, environ)
+
+
+def supervision(settings: Settings, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The supervisor to become, and its environment.  Raises Fatal if it is seen now that it can not work."""
     state, run = Path(settings.state_dir), Path(settings.runtime_dir)
     _refuse_unsupervisable(settings)
     # Logs name models, sessions and directories: they are their user's alone.
@@ -46,21 +53,18 @@ def up(settings: Settings, options: argparse.Namespace) -> NoReturn:
     # Held for a moment, to say now what the worker would only say in its log.
     os.close(runtime.lock_file(settings.lock, "set PERDURE_STATE_DIR to another directory"))
     _refuse_taken_port(settings)
-    print(_greeting(settings), flush=True)
-    environ = _environment(settings, options)
-    environ["PERDURE_PYTHON"] = sys.executable
-    environ["PERDURE_STOP_SECONDS"] = str(int(settings.drain_seconds) + STOP_MARGIN_SECONDS)
     # Without a user named, a supervisor that is root warns that it is: it was told nothing about whom to become.
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    _become(["daemon.supervise", "-n", "-c", str(_supervisord_conf()), *user], environ)
+    environ = supervised_environment(settings, options)
+    return ["daemon.supervise", "-n", "-c", str(supervisord_conf()), *user], environ
 
 
 def run_program(settings: Settings, options: argparse.Namespace) -> NoReturn:
     """Become the daemon or the worker."""
-    _become([options.program], _environment(settings, options))
+    become([options.program], _environment(settings, options))
 
 
-def _become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+def become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Replace this process.  -P: the directory it was started in must not be able to replace a module."""
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-P", "-m", *module], environ)  # noqa: S606 - no shell is meant
@@ -74,7 +78,16 @@ def _environment(settings: Settings, options: argparse.Namespace) -> dict[str, s
     return environ
 
 
-def _supervisord_conf() -> Path:
+def supervised_environment(settings: Settings, options: argparse.Namespace) -> dict[str, str]:
+    """What supervisord.conf is read with."""
+    return {
+        **_environment(settings, options),
+        "PERDURE_PYTHON": sys.executable,
+        "PERDURE_STOP_SECONDS": str(int(settings.drain_seconds) + STOP_MARGIN_SECONDS),
+    }
+
+
+def supervisord_conf() -> Path:
     """In a package it is among the worker's files, in a checkout at the top."""
     packaged = Path(str(resources.files("worker"))) / "supervisord.conf"
     return packaged if packaged.exists() else packaged.parent.parent / "supervisord.conf"
@@ -118,9 +131,14 @@ def _refuse_taken_port(settings: Settings) -> None:
         ) from None
 
 
-def _greeting(settings: Settings) -> str:
+def url_here(settings: Settings) -> str:
+    """Where programs of this machine find the gateway."""
     anywhere = settings.listen_host == "0.0.0.0"  # noqa: S104 - compared, not listened on
-    url = f"http://127.0.0.1:{settings.listen_port}" if anywhere else f"http://{settings.listen}"
+    return f"http://127.0.0.1:{settings.listen_port}" if anywhere else f"http://{settings.listen}"
+
+
+def _greeting(settings: Settings) -> str:
+    url = url_here(settings)
     daemons = "1 daemon" if settings.daemons == 1 else f"{settings.daemons} daemons"
     lines = [
         ("Claude Code", f"ANTHROPIC_BASE_URL={url} claude"),

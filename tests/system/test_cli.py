@@ -27,8 +27,8 @@ pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 VERBS: Final = (
-    *("up", "daemon", "worker", "status", "sessions", "show", "costs", "keys", "backup", "restore", "session"),
-    "install-units",
+    *("up", "daemon", "worker", "run", "down", "ctl", "status", "sessions", "show", "costs", "keys"),
+    *("backup", "restore", "session", "install-units"),
 )
 CORRECTIONS: Final = (
     ("merge", "some", "other"),
