@@ -39,6 +39,7 @@ from worker.metrics import families_of
 from worker.notify import PULSE_SECONDS, Notifier
 from worker.runtime import place_of
 from worker.settings import RELOADED, Settings
+from worker.standing import DaemonStanding
 
 IDLE_DRAIN_SECONDS: Final = 2.0
 """How long idle connections live on after SIGTERM: a request may already be on its way on them."""
@@ -104,6 +105,10 @@ class Daemon:
         self._failure: BaseException | None = None
         self._cutting: asyncio.Task[None] | None = None
         boot = f"{instance}-{secrets.token_hex(6)}"
+        # The first daemon of every machine has the same name; the worker takes two of one name for one.
+        self._instance = f"{instance}@{os.uname().nodename}"
+        self._version = version("perdure")
+        self._started_at = time.time_ns() // 1_000_000
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
         self._sessions = Sessions(
@@ -115,20 +120,20 @@ class Daemon:
         self._link = WorkerClient(
             address=settings.worker_url,
             keys=daemon_keys(settings.worker_url, settings.curve_dir),
-            hello=protocol.Hello(
-                boot=boot,
-                # The first daemon of every machine has the same name; the worker takes two of one name for one.
-                instance=f"{instance}@{os.uname().nodename}",
-                version=version("perdure"),
-                pid=os.getpid(),
-            ),
+            hello=self._hello(boot),
             outbox=self._outbox,
             metrics=self._families,
+            state=lambda: self.phase.name.lower(),
             refused=self._metrics.refused.inc,
             log=log,
         )
         self._sessions.start(self._link)
-        self._own = OwnPaths(link=self._link, metrics=self._families, account_aliases=settings.account_aliases)
+        self._own = OwnPaths(
+            link=self._link,
+            metrics=self._families,
+            standing=self._standing,
+            account_aliases=settings.account_aliases,
+        )
         self._upstream = Upstream(ca_file=settings.ca_file)
         self._server = HttpServer()
         self._gateway = Gateway(
@@ -257,6 +262,23 @@ class Daemon:
         for name, count in self._sessions.counts().items():
             self._metrics.sessions.labels(name).set(count)
         return families_of(self._metrics.registry)
+
+    def _hello(self, boot: str) -> protocol.Hello:
+        return protocol.Hello(
+            boot=boot, instance=self._instance, version=self._version, pid=os.getpid(), started_at=self._started_at
+        )
+
+    def _standing(self) -> DaemonStanding:
+        """What this daemon says of itself."""
+        return DaemonStanding(
+            instance=self._instance,
+            pid=os.getpid(),
+            version=self._version,
+            started_at=self._started_at,
+            state=self.phase.name.lower(),
+            outbox_writes=len(self._outbox),
+            outbox_oldest_seconds=self._outbox.oldest_seconds(time.monotonic()),
+        )
 
     def _become(self, phase: Phase) -> None:
         assert phase in _MOVES[self.phase], (self.phase, phase)

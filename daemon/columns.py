@@ -97,12 +97,13 @@ def widths_of(columns: Sequence[Column], width: int) -> list[int]:
     return widths
 
 
-def facts(lines: Iterable[tuple[str, object]], width: int = WIDTH) -> str:
+def facts(lines: Iterable[tuple[str, object]], screen: Screen) -> str:
     """Names and what they are, one a line; what is longer goes on below itself."""
     shown: list[str] = []
     for name, text in lines:
-        first, *more = wrapped(plain(text), max(_TEXT_MIN, width - LABEL_WIDTH))
-        shown.append(f"{name:<{LABEL_WIDTH}}{first}".rstrip())
+        first, *more = wrapped(plain(text), max(_TEXT_MIN, screen.width - LABEL_WIDTH))
+        label = name + " " * (LABEL_WIDTH - cells(name))
+        shown.append((screen.paint(name, "head") + label[len(name) :] + first).rstrip())
         shown += [" " * LABEL_WIDTH + part for part in more]
     return "\n".join(shown)
 

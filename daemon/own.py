@@ -6,6 +6,7 @@ One rule: reading only, and nothing here waits for the worker longer than a read
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
@@ -15,15 +16,19 @@ import msgspec
 import orjson
 
 from daemon.http_server import Incoming
+from daemon.standing import own_report
 from daemon.views import account_object, costs_object, is_day, session_object
 from daemon.worker_client import LinkState, WorkerClient
 from worker import protocol
 from worker.metrics import exposition
 from worker.records import Account, Group, Record
+from worker.standing import DaemonStanding, Standing
 
 PRELOAD_WAIT_SECONDS: Final = 2.0
 """How long after its start a daemon holds turns back until it knows the newest keys: a restarted worker needs a
 fraction of it, and an absent one must not keep requests waiting."""
+STATUS_SECONDS: Final = 1.0
+"""How long the worker may take to say how it stands: it is asked because something may be wrong."""
 JSON: Final = "application/json"
 EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -34,12 +39,14 @@ class OwnPaths:
         *,
         link: WorkerClient,
         metrics: Callable[[], list[protocol.Family]],
+        standing: Callable[[], DaemonStanding],
         account_aliases: Mapping[str, str],
     ) -> None:
         self.account_aliases = account_aliases
         """The operator's names for accounts; may be replaced at any time."""
         self._link = link
         self._metrics = metrics
+        self._standing = standing
         # Read once: it is in a file, and who asks for health may ask when no descriptor is left.
         self._version = version("perdure")
         self._given_up = asyncio.Event()
@@ -74,6 +81,8 @@ class OwnPaths:
             await self._session(incoming, unquote(incoming.path.removeprefix("/api/sessions/")))
         elif incoming.path == "/api/costs":
             await self._costs(incoming)
+        elif incoming.path == "/api/status":
+            await self._status(incoming)
         else:
             await _say(incoming, 404, {"error": f"nothing at {incoming.path}; see /api/sessions, /api/costs"})
 
@@ -96,6 +105,14 @@ class OwnPaths:
         if answer is None or not answer.answered:
             return self._metrics()
         return msgspec.json.decode(answer.body, type=list[protocol.Family])
+
+    async def _status(self, incoming: Incoming) -> None:
+        answer = await self._link.query(protocol.Query(what="status"), STATUS_SECONDS)
+        is_told = answer is not None and answer.answered
+        standing = msgspec.json.decode(answer.body, type=Standing) if answer and is_told else None
+        ready = self.readiness()
+        shown = own_report(ready["status"], ready["checks"], self._standing(), standing, time.time_ns() // 1_000_000)
+        await incoming.respond(200, orjson.dumps(shown), JSON)
 
     async def _sessions(self, incoming: Incoming) -> None:
         shown: list[dict[str, Any]] = []

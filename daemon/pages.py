@@ -9,42 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from daemon.columns import ago, facts, money, plain, short
-
-SHORT_ID_CHARACTERS: Final = 12
-"""Of 32 hexadecimal digits: two among a million sessions share so many once in 500 installations."""
+from daemon.columns import Column, Screen, Table, Tone, ago, facts, many, money, plain, short
 
 
-def status_page(report: Mapping[str, Any]) -> str:
-    database, worker = report["database"], report["worker"]
-    lines = [("perdure", f"{report['status']} at http://{report['listen']}")]
-    lines += [(f"  {name}", text) for name, text in report["checks"].items()]
-    lines.append(("worker", f"pid {worker['pid']}" if worker["running"] else "none has the state directory"))
-    lines.append(("database", database["path"]))
-    if "error" in database:
-        lines.append(("", database["error"]))
-    else:
-        turns = f"{database['turns']} turns ({database['interrupted']} interrupted)"
-        lines.append(("", f"{database['sessions']} sessions, {turns}, cost {money(database['cost_nanousd'])}"))
-        sizes = f"{short(database['bytes'])}B + {short(database['wal_bytes'])}B log"
-        lines.append(("", f"schema {database['schema']}, {sizes}"))
-    return facts(lines)
+def sessions_table(screen: Screen) -> Table:
+    return Table(_SESSION_COLUMNS, screen.width, screen.paint)
 
 
-def session_line(shown: Mapping[str, Any], now: float) -> str:
-    return _SESSION_LINE.format(
-        plain(shown["session_id"])[:SHORT_ID_CHARACTERS],
-        plain(shown["client"])[:12],
-        plain(shown["model"])[:19],
-        shown["turns"],
+def session_cells(shown: Mapping[str, Any], now: float) -> list[str]:
+    """A session, for `sessions_table`."""
+    return [
+        plain(shown["session_id"]),
+        plain(shown["client"]),
+        plain(shown["model"]),
+        f"{shown['turns']:,}",
         short(shown["input_tokens"] + shown["cache_read_tokens"] + shown["cache_write_tokens"]),
         short(shown["output_tokens"]),
         money(shown["cost_nanousd"]),
         ago(shown["last_turn_at"], now),
-    ).rstrip()
+    ]
 
 
-def session_page(shown: Mapping[str, Any]) -> str:
+def session_page(shown: Mapping[str, Any], screen: Screen) -> str:
     lines = [
         ("Session", shown["session_id"]),
         ("Named by", _naming(shown)),
@@ -69,9 +55,9 @@ def session_page(shown: Mapping[str, Any]) -> str:
         *_gradient_lines(shown["gradient"]),
         *(("Warning", warning) for warning in shown.get("warnings", [])),
     ]
-    rows = [_row_line(row) for row in shown["newest_rows"]]
-    header = _ROW_LINE.format("TURN", "STARTED (UTC)", "KIND", "STATUS", "IN", "OUT", "COST", "WHY")
-    return "\n".join([facts(lines), "", header, *rows])
+    table = Table(_ROW_COLUMNS, screen.width, screen.paint)
+    rows = [table.line(_row_cells(row), tones=status_tones(row, _STATUS)) for row in shown["newest_rows"]]
+    return "\n".join([facts(lines, screen), "", table.header, *rows])
 
 
 def changed_page(shown: Mapping[str, Any]) -> str:
@@ -86,7 +72,7 @@ def changed_page(shown: Mapping[str, Any]) -> str:
 def forgotten_page(shown: Mapping[str, Any]) -> str:
     """What came of forgetting."""
     others = shown["sub_agents"]
-    whole = f"{shown['session_id']} and {_counted(others, 'sub-agent')}" if others else shown["session_id"]
+    whole = f"{shown['session_id']} and {many(others, 'sub-agent')}" if others else shown["session_id"]
     kept = f"{_turns(shown['rows_kept'])} stay in the sums, under no name"
     lines = [f"change {shown['change']}: forgot {whole}; {kept}"]
     ended = shown["no_longer_undoable"]
@@ -103,6 +89,23 @@ def change_line(shown: Mapping[str, Any]) -> str:
     return plain(f"change {shown['change']}, {at}: {_did(shown)}{undone}")
 
 
+def changes_table(screen: Screen) -> Table:
+    return Table(_CHANGE_COLUMNS, screen.width, screen.paint)
+
+
+def change_cells(shown: Mapping[str, Any]) -> list[str]:
+    """A correction, for `changes_table`."""
+    return [
+        str(shown["change"]),
+        (shown["at"] or "never")[:16].replace("T", " "),
+        f"{shown['verb']} {shown['undoes']}" if shown["undoes"] else shown["verb"],
+        f"{shown['moved']:,}",
+        plain(shown["session_id"]),
+        plain(shown["other_id"]),
+        str(shown["undone_by"] or ""),
+    ]
+
+
 def _did(shown: Mapping[str, Any]) -> str:
     moved, session_id, other_id = _turns(shown["moved"]), shown["session_id"], shown["other_id"]
     if shown["verb"] == "merge":
@@ -115,11 +118,7 @@ def _did(shown: Mapping[str, Any]) -> str:
 
 
 def _turns(count: int) -> str:
-    return _counted(count, "row")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+    return many(count, "row")
 
 
 def _naming(shown: Mapping[str, Any]) -> str:
@@ -139,18 +138,25 @@ def _tree_lines(shown: Mapping[str, Any]) -> list[tuple[str, object]]:
     return [("  in all", f"{money(shown['tree_cost_nanousd'])} with its sub-agents")]
 
 
-def _row_line(row: Mapping[str, Any]) -> str:
+def status_tones(row: Mapping[str, Any], column: int) -> dict[int, Tone]:
+    """Of a row's status, which stands in that column: what went wrong is seen among what went well."""
+    if row["settled"] and row["status"] != "complete":
+        return {column: "bad" if row["status"] == "error" else "poor"}
+    return {}
+
+
+def _row_cells(row: Mapping[str, Any]) -> list[str]:
     kinds = [row[field] for name, field in _TOKENS if field != "output_tokens"]
-    return _ROW_LINE.format(
-        plain(row["event_id"])[:SHORT_ID_CHARACTERS],
-        (row["started_at"] or "")[:19].replace("T", " "),
+    return [
+        plain(row["event_id"]),
+        (row["started_at"] or "never")[:16].replace("T", " "),
         row["kind"],
         row["status"] if row["settled"] else "running",
         "?" if None in kinds else short(sum(kinds)),
         "?" if row["output_tokens"] is None else short(row["output_tokens"]),
         money(row["cost_nanousd"]),
         plain(_because(row)),
-    ).rstrip()
+    ]
 
 
 def _because(shown: Mapping[str, Any]) -> str:
@@ -178,6 +184,34 @@ _TOKENS: Final = (
     ("Cache write", "cache_write_tokens"),
     ("Output", "output_tokens"),
 )
-_SESSION_LINE: Final = "{:<12} {:<12} {:<19} {:>5} {:>6} {:>6} {:>8}  {}"
-_ROW_LINE: Final = "{:<12} {:<19} {:<6} {:<11} {:>6} {:>6} {:>8}  {}"
-SESSIONS_HEADER: Final = _SESSION_LINE.format("SESSION", "CLIENT", "MODEL", "TURNS", "IN", "OUT", "COST", "LAST")
+_SESSION_COLUMNS: Final = (
+    # Of 32 hexadecimal digits: two among a million sessions share so many once in 500 installations.
+    Column("SESSION", 12, 32, "id"),
+    Column("CLIENT", 11, 24),
+    Column("MODEL", 21, 40),
+    Column("TURNS", 6, form="figure"),
+    Column("IN", 5, form="figure"),
+    Column("OUT", 5, form="figure"),
+    Column("COST", 9, form="figure"),
+    Column("LAST", 4),
+)
+_STATUS: Final = 3
+_ROW_COLUMNS: Final = (
+    Column("TURN", 8, 12, "id"),
+    Column("STARTED (UTC)", 16),
+    Column("KIND", 6),
+    Column("STATUS", 11),
+    Column("IN", 5, form="figure"),
+    Column("OUT", 5, form="figure"),
+    Column("COST", 9, form="figure"),
+    Column("WHY", 13, 100),
+)
+_CHANGE_COLUMNS: Final = (
+    Column("CHANGE", 6, form="figure"),
+    Column("AT (UTC)", 16),
+    Column("WHAT", 9),
+    Column("ROWS", 6, form="figure"),
+    Column("FROM", 12, 32, "id"),
+    Column("TO", 12, 32, "id"),
+    Column("UNDONE BY", 9, form="figure"),
+)

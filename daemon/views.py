@@ -35,8 +35,8 @@ def session_object(record: Record, account_aliases: Mapping[str, str]) -> dict[s
         "fingerprint": session.fingerprint,
         "model": session.model or None,
         "message_count": session.message_count,
-        "first_seen_at": _iso(session.first_seen_at),
-        "last_turn_at": _iso(session.last_seen_at) if sums.turns else None,
+        "first_seen_at": iso(session.first_seen_at),
+        "last_turn_at": iso(session.last_seen_at) if sums.turns else None,
         "turns": sums.turns,
         "interrupted": sums.interrupted,
         "input_tokens": sums.input_tokens,
@@ -74,7 +74,7 @@ def account_object(account: Account, account_aliases: Mapping[str, str]) -> dict
 def change_object(change: Change) -> dict[str, Any]:
     """A correction by an operator."""
     shown = {name: getattr(change, name) for name in Change.__struct_fields__}
-    return {"change": shown.pop("number"), **shown, "at": _iso(change.at)}
+    return {"change": shown.pop("number"), **shown, "at": iso(change.at)}
 
 
 def costs_object(groups: Iterable[Group], account_aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def row_object(row: Row) -> dict[str, Any]:
         "kind": row.kind,
         "status": row.status,
         "settled": row.is_settled,
-        "started_at": _iso(row.started_at),
-        "ended_at": _iso(row.ended_at),
+        "started_at": iso(row.started_at),
+        "ended_at": iso(row.ended_at),
         "provider": row.provider,
         "protocol": row.protocol,
         "model": row.model or None,
@@ -176,8 +176,8 @@ def _gradient(state: SessionState) -> dict[str, Any] | None:
     if not state.gradient.last_turn_at:
         return None
     shown = structs.asdict(state.gradient)
-    shown["last_turn_at"] = _iso(state.gradient.last_turn_at)
-    shown["last_bust_at"] = _iso(state.gradient.last_bust_at)
+    shown["last_turn_at"] = iso(state.gradient.last_turn_at)
+    shown["last_bust_at"] = iso(state.gradient.last_bust_at)
     return shown
 
 
@@ -189,7 +189,7 @@ def is_day(text: str) -> bool:
         return False
 
 
-def _iso(milliseconds: int) -> str | None:
+def iso(milliseconds: int) -> str | None:
     """ISO 8601 UTC with milliseconds; None for 0, which means never."""
     if milliseconds <= 0:
         return None

@@ -79,10 +79,11 @@ class WorkerClient:
         hello: protocol.Hello,
         outbox: Outbox,
         metrics: Callable[[], list[protocol.Family]],
+        state: Callable[[], str] = str,
         refused: Callable[[], None] = lambda: None,
         log: logging.Logger,
     ) -> None:
-        """`refused` counts a frame that was not understood."""
+        """`state`: where this process's life stands, for people; `refused` counts a frame that was not understood."""
         self.state = LinkState.CONNECTING
         self.preloaded = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -95,6 +96,7 @@ class WorkerClient:
         self._hello = hello
         self._outbox = outbox
         self._metrics = metrics
+        self._life = state
         self._count_refused = refused
         self._has_refused = False
         self._log = log
@@ -155,8 +157,8 @@ class WorkerClient:
             self._become(LinkState.SILENT)
         return False
 
-    async def query(self, body: protocol.Query) -> protocol.Answer | None:
-        """Ask for a page of what the store knows; None when the worker does not say in time."""
+    async def query(self, body: protocol.Query, patience_seconds: float = QUERY_SECONDS) -> protocol.Answer | None:
+        """Ask what the store or the worker knows; None when the worker does not say in time."""
         if self.state is not LinkState.READY:
             return None
         self._query_sequence += 1
@@ -164,9 +166,9 @@ class WorkerClient:
         answer = self._queries[sequence] = self._loop.create_future()
         try:
             if body.what == "metrics":
-                self._send(Command.PING, protocol.Ping(metrics=self._metrics()))
+                self._send(Command.PING, protocol.Ping(metrics=self._metrics(), state=self._life()))
             self._send(Command.QUERY, body, sequence)
-            await asyncio.wait([answer], timeout=QUERY_SECONDS)
+            await asyncio.wait([answer], timeout=patience_seconds)
             return answer.result() if answer.done() else None
         finally:
             del self._queries[sequence]
@@ -201,7 +203,8 @@ class WorkerClient:
             self._send(Command.HELLO, self._hello)
         elif self.state is LinkState.SILENT or now - self._last_ping >= PING_SECONDS:
             self._last_ping = now
-            self._send(Command.PING, protocol.Ping(metrics=self._metrics() if self.is_heard else None))
+            metrics = self._metrics() if self.is_heard else None
+            self._send(Command.PING, protocol.Ping(metrics=metrics, state=self._life()))
         self._flush()
 
     def _flush(self) -> None:

@@ -22,7 +22,7 @@ NAMES = sorted(TREES)
 LINES_MAX = 70
 LINES_P90_MAX = 40
 
-SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "curve", "notify"}
+SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "standing", "curve", "notify"}
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")
 ALSO = {"backup", "copies", "store"}
@@ -44,6 +44,7 @@ PURE = [
     "worker/stored.py",
     "worker/ledger.py",
     "worker/retention.py",
+    "worker/standing.py",
     "worker/tables.py",
     "worker/records.py",
     "worker/census.py",
@@ -63,6 +64,7 @@ PURE = [
     "daemon/pages.py",
     "daemon/routing.py",
     "daemon/shape.py",
+    "daemon/standing.py",
     "daemon/state.py",
     "daemon/views.py",
     "daemon/warming.py",

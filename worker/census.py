@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from worker.protocol import Family, Hello, Sample
+from worker.protocol import COUNT_MAX, Family, Hello, Sample
+from worker.standing import DaemonStanding
 
 LIVE_SECONDS: Final = 3.0
 """Silence after which a daemon counts as gone.  Daemons ping every second."""
@@ -27,10 +28,10 @@ class Peer:
     """One boot of one daemon."""
 
     def __init__(self, hello: Hello, now: float) -> None:
+        self.hello = hello
         self.instance = hello.instance
-        self.pid = hello.pid
-        self.version = hello.version
         self.last_heard = now
+        self.state = ""
         self.metrics: list[Family] = []
 
 
@@ -77,6 +78,11 @@ class Census:
     def live(self, now: float) -> frozenset[str]:
         return frozenset(boot for boot, peer in self.peers.items() if now - peer.last_heard <= LIVE_SECONDS)
 
+    def standing(self, now: float) -> list[DaemonStanding]:
+        """Every daemon that is not forgotten, as it last said."""
+        peers = sorted(self.peers.values(), key=lambda peer: peer.instance)
+        return [_standing(peer, now) for peer in peers if peer.hello.is_daemon]
+
     def metrics(self, own: list[Family], now: float) -> list[Family]:
         """The sum over this worker, every daemon it heard lately, and what the others counted before."""
         live = self.live(now)
@@ -84,6 +90,25 @@ class Census:
         for boot, peer in self.peers.items():
             parts.append([f for f in peer.metrics if boot in live or f.type != "gauge"])
         return merged(parts)
+
+
+def _standing(peer: Peer, now: float) -> DaemonStanding:
+    gauges = {family.name: sum(sample.value for sample in family.samples) for family in peer.metrics}
+    return DaemonStanding(
+        instance=peer.instance,
+        pid=peer.hello.pid,
+        version=peer.hello.version,
+        started_at=peer.hello.started_at,
+        state=peer.state,
+        silent_seconds=max(0.0, now - peer.last_heard),
+        outbox_writes=int(_bounded(gauges.get("perdure_outbox_writes", 0.0))),
+        outbox_oldest_seconds=_bounded(gauges.get("perdure_outbox_oldest_seconds", 0.0)),
+    )
+
+
+def _bounded(figure: float) -> float:
+    """What a daemon says may be anything; what is told on must be a count."""
+    return min(max(figure, 0.0), float(COUNT_MAX)) if figure == figure else 0.0
 
 
 def merged(parts: Iterable[list[Family]]) -> list[Family]:

@@ -265,6 +265,9 @@ class Hello(Struct, frozen=True, kw_only=True):
     instance: Text
     version: Text
     pid: Count
+    started_at: Milliseconds = 0
+    is_daemon: bool = True
+    """False: the command line, which comes with one question and goes."""
 
 
 MetricType = Literal["counter", "histogram", "gauge"]
@@ -288,6 +291,8 @@ class Family(Struct, frozen=True, array_like=True):
 class Ping(Struct, frozen=True, kw_only=True):
     metrics: list[Family] | None = None
     """The daemon's own metrics, counted since its start: the worker adds those of all daemons up."""
+    state: Text = ""
+    """Where its life stands, for people."""
 
 
 class IndexRequest(Struct, frozen=True, kw_only=True):
@@ -367,7 +372,7 @@ class Amend(Struct, frozen=True, kw_only=True):
 class Query(Struct, frozen=True, kw_only=True):
     """A read for `/api` and `/metrics`, answered off the write loop."""
 
-    what: Literal["sessions", "session", "metrics", "costs"]
+    what: Literal["sessions", "session", "metrics", "costs", "status"]
     session_id: Text = ""
     after: Text = ""
     limit: PageSize = 200

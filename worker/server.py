@@ -33,6 +33,7 @@ from worker.protocol import Command, Message, ProtocolError
 from worker.records import CostPages, account_of, page_of_sessions
 from worker.retention import Schedule
 from worker.runtime import PASSING
+from worker.standing import Durations, Standing
 from worker.store import CHECKPOINT_PAGES, Reader, Store, StoreBusy, StoreRefused, WriteRejected, damaged
 from worker.tables import DamagedRow
 
@@ -107,6 +108,8 @@ class Server:
         self._retention = Schedule(ledger_days, wall=_wall(), monotonic=time.monotonic())
         self._census = Census()
         self._metrics = WorkerMetrics()
+        self._durations = Durations()
+        self._started_at = _wall()
         self._kept: list[Write] = []
         self._stored = 0
         self._trouble = ""
@@ -198,7 +201,8 @@ class Server:
                 # Beyond the bound a write is forgotten: its sender keeps it and sends it again.
                 if len(self._kept) < BATCH_WRITES_MAX:
                     self._kept.append(Write(boot, message.sequence, message.body))
-            case protocol.Ping(metrics=metrics):
+            case protocol.Ping(metrics=metrics, state=state):
+                self._census.peers[boot].state = state
                 if metrics is not None:
                     self._census.peers[boot].metrics = metrics
                 self._send(boot, Command.PONG, self._pong())
@@ -206,6 +210,9 @@ class Server:
                 self._send_keys(boot, before, min(limit, protocol.KEYS_PER_PAGE_MAX))
             case protocol.Query(what="metrics"):
                 self._answer(boot, message.sequence, self._all_metrics())
+            case protocol.Query(what="status"):
+                standing = msgspec.json.encode(self._standing())
+                self._answer(boot, message.sequence, protocol.Answer(body=msgspec.Raw(standing)))
             case protocol.Query() as query:
                 if not self._queries.ask(boot, message.sequence, query):
                     self._answer(boot, message.sequence, _NO_ANSWER)
@@ -232,7 +239,9 @@ class Server:
         except StoreBusy as error:
             self._postpone(error)
             return
-        self._metrics.commit_seconds.observe(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._metrics.commit_seconds.observe(seconds)
+        self._durations.add(seconds)
         self._metrics.writes.inc(len(self._kept))
         self._stored += len(self._kept)
         self._kept = []
@@ -342,6 +351,19 @@ class Server:
         self._metrics.wal_bytes.set(self._store.wal_bytes())
         families = self._census.metrics(families_of(self._metrics.registry), time.monotonic())
         return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(families)))
+
+    def _standing(self) -> Standing:
+        return Standing(
+            pid=os.getpid(),
+            version=self._welcome.version,
+            started_at=self._started_at,
+            schema=self._welcome.schema,
+            is_committing=not self._retry_at,
+            waiting_writes=len(self._kept),
+            wal_bytes=self._store.wal_bytes(),
+            commits=self._durations.commits(),
+            daemons=self._census.standing(time.monotonic()),
+        )
 
     # -- the loop's own --------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from functools import partial
 
 from daemon.amend import amend, draw_id
-from daemon.pages import change_line, changed_page, forgotten_page
+from daemon.pages import change_cells, changed_page, changes_table, forgotten_page
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
 from daemon.verbs.reading import named_session, reading, unknown
+from daemon.verbs.screen import screen
 from daemon.views import change_object
 from worker import runtime
 from worker.curve import daemon_keys
@@ -130,7 +131,9 @@ def log(settings: Settings, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(map(change_line, found)) or "no session was ever changed")
+        table = changes_table(screen())
+        lines = [table.line(change_cells(each)) for each in found]
+        print("\n".join([table.header, *lines]) if lines else "no session was ever changed")
     return runtime.EXIT_OK
 
 

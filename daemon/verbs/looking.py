@@ -1,13 +1,12 @@
 """The verbs that look: `status`, `sessions`, `show`.
 
-One rule: they read the database through a read-only connection of their own, and tell the same whether or not anything
-runs.
+One rule: they read the database through a read-only connection of their own, and tell of it the same whether or not
+anything runs; `status` asks what runs as well, and waits for nobody.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -15,23 +14,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.pages import SESSIONS_HEADER, session_line, session_page, status_page
+from msgspec.structs import asdict
+
+from daemon.pages import session_cells, session_page, sessions_table
+from daemon.standing import Facts, report_of, status_page
+from daemon.verbs.asking import WorkerSays, answering_daemon, readyz
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
 from daemon.verbs.reading import reading, unknown
+from daemon.verbs.screen import screen
 from daemon.views import account_object, session_object
 from worker import runtime
+from worker.copies import last_backup
 from worker.records import account_of, page_of_sessions, totals_of
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader, StoreBusy, StoreRefused
 
-READYZ_SECONDS: Final = 2.0
-"""How long a daemon may take to say how it is; one that needs longer is not well."""
 SESSIONS_PER_PAGE: Final = 500
 ROWS_SHOWN: Final = 50
 """Newest rows of one session in `show`, as in `/api/sessions/ID`."""
-READYZ_BYTES_MAX: Final = 65_536
-"""More than any answer of ours; whoever else listens there may send without end."""
 
 
 def add(verbs: Verbs) -> None:
@@ -50,16 +51,8 @@ def add(verbs: Verbs) -> None:
 
 def status(settings: Settings, options: argparse.Namespace) -> int:
     """Is it there, is it well, what does it hold.  Exit status 0 if turns are answered."""
-    ready = _readyz(settings)
-    holder = runtime.lock_holder(settings.lock)
-    report = {
-        "status": ready["status"],
-        "listen": settings.listen,
-        "checks": ready["checks"],
-        "database": _database(settings.database),
-        "worker": {"running": holder is not None, "pid": holder},
-    }
-    print(json.dumps(report, indent=2) if options.json else status_page(report))
+    report = report_of(_facts(settings))
+    print(json.dumps(report, indent=2) if options.json else status_page(report, screen()))
     return runtime.EXIT_OK if report["status"] in ("ready", "degraded") else runtime.EXIT_UNAVAILABLE
 
 
@@ -70,10 +63,11 @@ def sessions(settings: Settings, options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(list(found), indent=2))
         else:
-            print(SESSIONS_HEADER)
+            table = sessions_table(screen())
+            print(table.header)
             now = time.time()
             for shown in found:
-                print(session_line(shown, now))
+                print(table.line(session_cells(shown, now)))
     return runtime.EXIT_OK
 
 
@@ -84,7 +78,7 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
     if account is None:
         raise unknown("session", options.id, "perdure sessions")
     shown = account_object(account, settings.account_aliases)
-    print(json.dumps(shown, indent=2) if options.json else session_page(shown))
+    print(json.dumps(shown, indent=2) if options.json else session_page(shown, screen()))
     return runtime.EXIT_OK
 
 
@@ -99,36 +93,59 @@ def _sessions(reader: Reader, limit: int | None, account_aliases: Mapping[str, s
             return
 
 
-def _readyz(settings: Settings) -> dict[str, Any]:
-    """What a daemon says of itself; "down" where none answers."""
-    connection = http.client.HTTPConnection(settings.listen_host, settings.listen_port, timeout=READYZ_SECONDS)
+def _facts(settings: Settings) -> Facts:
+    """Everybody is asked at once: the whole takes as long as the slowest of them may."""
+    worker = WorkerSays(settings)
+    worker.start()
+    ready = readyz(settings)
+    daemon = answering_daemon(settings) if ready["status"] != "down" else None
+    database = database_facts(settings.database)
+    backup = last_backup(Path(settings.state_dir))
+    worker.finish()
+    return Facts(
+        now=time.time_ns() // 1_000_000,
+        listen=settings.listen,
+        status=str(ready["status"]),
+        checks={str(name): str(said) for name, said in ready["checks"].items()},
+        database=database,
+        lock_holder=runtime.lock_holder(settings.lock),
+        is_lock_hidden=_is_hidden(settings.lock),
+        standing=worker.standing,
+        unreachable=worker.unreachable,
+        daemon=daemon,
+        backup=asdict(backup) if backup else None,
+    )
+
+
+def _is_hidden(path: Path) -> bool:
     try:
-        connection.request("GET", "/readyz", headers={"x-perdure-token": settings.token, "Connection": "close"})
-        said = json.loads(connection.getresponse().read(READYZ_BYTES_MAX))
-    except (OSError, http.client.HTTPException) as error:
-        return {"status": "down", "checks": {"daemon": f"does not answer ({error!s:.100})"}}
-    except ValueError:
-        said = None
-    finally:
-        connection.close()
-    if not isinstance(said, dict) or not {"status", "checks"} <= said.keys():
-        return {"status": "down", "checks": {"daemon": "not there: another program listens on its address"}}
-    return said
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
-def _database(path: Path) -> dict[str, Any]:
+def database_facts(path: Path) -> dict[str, Any]:
     """The database's size and sums; `error` instead of the sums where it can not be read."""
-    wal = path.with_name(f"{path.name}-wal")
-    report: dict[str, Any] = {
-        "path": str(path),
-        "bytes": path.stat().st_size if path.exists() else 0,
-        "wal_bytes": wal.stat().st_size if wal.exists() else 0,
-    }
+    report: dict[str, Any] = {"path": str(path), "bytes": 0, "wal_bytes": 0}
     try:
+        report |= {"bytes": size_of(path), "wal_bytes": size_of(path.with_name(f"{path.name}-wal"))}
         with reading(path) as reader:
             schema, count, sums = totals_of(reader.execute)
     except (Fatal, StoreBusy, StoreRefused) as error:
         return {**report, "error": str(error)}
+    except OSError as error:
+        return {**report, "error": f"{path}: {error.strerror}; run this as the worker's user, or as root"}
     cost = sums.cost_nanousd if sums.priced else None
     found = {"sessions": count, "turns": sums.turns, "interrupted": sums.interrupted, "cost_nanousd": cost}
     return {**report, "schema": schema, **found}
+
+
+def size_of(path: Path) -> int:
+    """0 for what is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -8,7 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.columns import Column, Paint, Table, ago, brief, cells, cut, facts, money, plain, short, span, widths_of
+from daemon.columns import (
+    Column,
+    Paint,
+    Screen,
+    Table,
+    ago,
+    brief,
+    cells,
+    cut,
+    facts,
+    money,
+    plain,
+    short,
+    span,
+    widths_of,
+)
 
 COLUMNS = (
     Column("ID", 6, 20, "id"),
@@ -64,7 +79,7 @@ def test_colours_take_no_room_and_none_are_there_without_a_wish() -> None:
 
 @given(printable, st.integers(40, 120))
 def test_facts_keep_every_word_and_wrap_beside_the_name(text: str, width: int) -> None:
-    shown = facts([("Name", text)], width).splitlines()
+    shown = facts([("Name", text)], Screen(width)).splitlines()
     assert "".join(line[12:] for line in shown).replace(" ", "") == plain(text).replace(" ", "")
     assert all(cells(line) <= width or " " not in line[12:].strip() for line in shown)
 

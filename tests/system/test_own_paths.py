@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from daemon.standing import DAEMON_FIELDS
 from daemon.views import account_object, costs_object
 from tests.clients import AnthropicTalk, RawClient
 from tests.processes import Gateway, eventually
@@ -237,6 +238,25 @@ def test_metrics_of_the_daemon_alone_are_shown_without_a_worker(alone: Gateway) 
     assert total(scrape, "perdure_turns_total") == 1
     assert total(scrape, "perdure_unacknowledged_answers_total") == 2
     assert total(scrape, "perdure_outbox_writes") == 3
+
+
+def test_api_status_tells_of_the_daemon_that_is_asked_and_of_the_worker(gateway: Gateway) -> None:
+    status, shown = get_json(gateway, "/api/status")
+    assert status == 200 and (shown["status"], shown["checks"]) == ("ready", {"worker": "ok", "index": "ok"})
+    assert shown["daemon"]["pid"] == gateway.pid("daemon") and shown["worker"]["pid"] == gateway.pid("worker")
+    assert [each["pid"] for each in shown["daemons"]] == [gateway.pid("daemon")]
+    assert shown["daemon"].keys() == shown["daemons"][0].keys() == DAEMON_FIELDS
+    assert shown["commits"]["p99_seconds"] > 0
+
+
+def test_api_status_without_a_worker_is_of_the_daemon_alone(alone: Gateway) -> None:
+    alone.start_daemon()
+    alone.wait_status("degraded")
+    with alone.client() as client:
+        assert take_turn(client, "messages", "hello").complete
+    status, shown = get_json(alone, "/api/status")
+    assert status == 200 and (shown["worker"], shown["daemons"], shown["commits"]) == (None, [], None)
+    assert shown["daemon"]["outbox_writes"] == 3
 
 
 # -- sessions
