@@ -280,6 +280,12 @@ class Sessions:
         held = self._claims.pop(entry.sequence, None)
         if held is None or held.phase is not Phase.CLAIMING or held.claim_sequence != entry.sequence:
             return  # A page of a claim that was given up: a later claim brings all.
+        if self._canonical(reply.session_id) != reply.session_id:
+            # What was claimed was joined with another session since, as a booking's answer has told: it is no more.
+            held = self.current(held)
+            held.rebuilding = held.restored = None
+            held.become(Phase.LOST)
+            return
         held = self._renamed(held, reply.session_id)
         if held.claim_sequence != entry.sequence:
             held.claim_why = reply.why

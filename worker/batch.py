@@ -218,7 +218,9 @@ def keep(tables: Tables, body: SnapshotWrite, write: Write) -> Reply:
     if session is None:
         # The session is gone, or the store was replaced by an older one: the sender must claim again.
         return Reply(sequence=write.sequence, session_id=body.session_id)
-    fenced = is_fenced(session, body, write.boot)
+    # Of a session that was joined with another it tells in positions that are none of the other's, and the two epochs
+    # may be one number.
+    fenced = is_fenced(session, body, write.boot) or session.session_id != body.session_id
     if not fenced and is_newer(session, body.snapshot):
         tables.put_snapshot(session.session_id, body.snapshot)
     return Reply(

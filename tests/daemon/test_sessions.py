@@ -911,3 +911,17 @@ def test_session_of_ours_that_turns_out_to_be_of_a_longer_one_is_claimed_again(b
 
     found = bench.sessions.current(held)
     assert (found.session_id, found.phase, found.base) == ("longer", Phase.LOST, None)
+
+
+def test_claim_answered_after_its_session_became_part_of_another_does_not_bring_it_back(bench: Bench) -> None:
+    """Its answer is older than the booking's, whatever came first."""
+    held = bench.hold().held
+    (claim,) = bench.claims()
+    bench.answer(bench.settle(held, row(1)), session_id="longer", epoch=1, position=1)
+
+    bench.answer(claim, session_id="s", epoch=1, owned=True)
+
+    assert bench.held_ids() == ["longer"]
+    assert bench.sessions.current(held).phase is Phase.LOST
+    bench.hold(replace(S, session_id="longer", confirmed=True))
+    assert len(bench.claims()) == 2

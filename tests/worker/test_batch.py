@@ -299,6 +299,24 @@ def test_keep_by_the_owner_at_an_older_epoch_is_fenced(tables: MemoryTables) -> 
     assert keep(tables, 9, epoch=3).owned
 
 
+def test_keep_of_a_session_that_became_part_of_another_is_fenced_though_owner_and_epoch_are_the_same(
+    tables: MemoryTables,
+) -> None:
+    """Its positions are none of the other's."""
+    claim(tables)
+    book(tables, SETTLED)
+    claim(tables, named("longer"))
+    book(tables, event(2), named("longer"))
+    tables.sessions["longer"] = replace(tables.sessions["longer"], epoch=1)
+    tables.aliases["gone"] = "longer"
+    snapshot = encode(replace(EMPTY, position=5), 9)
+
+    reply = told(do(tables, SnapshotWrite(session_id="gone", epoch=1, snapshot=snapshot)))
+
+    assert (reply.session_id, reply.owned) == ("longer", False)
+    assert tables.sessions["longer"].snapshot is None
+
+
 @pytest.mark.parametrize("generation", [4, 5])
 def test_keep_of_a_generation_that_is_not_newer_is_owned_but_changes_nothing(
     tables: MemoryTables, generation: int
