@@ -12,11 +12,13 @@ from logging import Logger
 
 import uvloop
 
-from daemon.app import BackgroundFailed, Daemon, Phase, WritesLeft
+from daemon.app import FLUSH_SECONDS, IDLE_DRAIN_SECONDS, BackgroundFailed, Daemon, Phase, WritesLeft
 from daemon.http_server import CannotListen
-from daemon.passed import passed_listener
+from daemon.passed import passed_listener, refuse_open_listener
 from worker import notify, runtime
-from worker.settings import BadSettings, Settings, load
+from worker.configured import read_again
+from worker.logs import fields, log_uncaught, start_logging
+from worker.settings import NOT_OF_DAEMON, BadSettings, Settings, load
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -29,8 +31,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         runtime.take_descriptors()
         settings = load({}, os.environ)
         runtime.die_with_parent()
-        log = runtime.start_logging("daemon", settings.log_level)
-        runtime.log_uncaught(log)
+        log = start_logging("daemon", settings.log_level, settings.log_format)
+        log_uncaught(log)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, log))
     except BadSettings as error:
@@ -59,25 +61,37 @@ async def _serve(settings: Settings, log: Logger) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
-    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, notifier, log)
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, listen_fd, notifier, log)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     await daemon.run()
 
 
-def _reload(daemon: Daemon, notifier: notify.Notifier, log: Logger) -> None:
+def _reload(daemon: Daemon, listen_fd: int | None, notifier: notify.Notifier, log: Logger) -> None:
     """Read the settings again, from where they came from; those in force stay if the new ones can not be used."""
+
+    def check(settings: Settings) -> None:
+        if listen_fd is not None:
+            refuse_open_listener(listen_fd, token=settings.token)
+
     # Who still starts is not ready because of this, and who drains will not be again.
     is_running = daemon.phase is Phase.RUNNING
     if is_running:
         notifier.reloading()
-    try:
-        settings = load({}, os.environ)
-    except BadSettings as error:
-        log.error("settings stay as they were: %s", error)
-    else:
+    names = frozenset(Settings.__struct_fields__) - NOT_OF_DAEMON
+    settings = read_again(daemon.settings, os.environ, names, log, check)
+    if settings is not None:
         daemon.reload(settings)
+        _warn_of_impatience(settings, log)
     if is_running:
         notifier.ready(daemon.status())
+
+
+def _warn_of_impatience(settings: Settings, log: Logger) -> None:
+    """`perdure up` told supervisord at its start how long to wait for us."""
+    patience_seconds = float(os.environ.get("PERDURE_STOP_SECONDS") or "inf")
+    if settings.drain_seconds + IDLE_DRAIN_SECONDS + FLUSH_SECONDS > patience_seconds:
+        said = fields(drain_seconds=settings.drain_seconds, killed_after_seconds=patience_seconds)
+        log.warning("needs a restart of `perdure up` to wait for so long: drain_seconds", extra=said)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from daemon.admission import Admission
 from daemon.cost import Prices
 from daemon.gateway import Gateway
@@ -35,10 +33,11 @@ from daemon.upstream import Upstream
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.curve import daemon_keys
+from worker.logs import start_logging
 from worker.metrics import families_of
 from worker.notify import PULSE_SECONDS, Notifier
 from worker.runtime import place_of
-from worker.settings import RELOADED, Settings
+from worker.settings import Settings
 from worker.standing import DaemonStanding
 
 IDLE_DRAIN_SECONDS: Final = 2.0
@@ -97,13 +96,16 @@ class Daemon:
         notifier: Notifier | None = None,
     ) -> None:
         self.phase = Phase.STARTING
-        self._settings = settings
+        self.settings = settings
+        """Those in force."""
         self._listen_fd = listen_fd
         self._log = log
         self._notifier = notifier or Notifier()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._cutting: asyncio.Task[None] | None = None
+        self._background: dict[str, asyncio.Task[None]] = {}
+        """By name; what runs for as long as the process does."""
         boot = f"{instance}-{secrets.token_hex(6)}"
         # The first daemon of every machine has the same name; the worker takes two of one name for one.
         self._instance = f"{instance}@{os.uname().nodename}"
@@ -146,7 +148,7 @@ class Daemon:
             sessions=self._sessions,
             link=self._link,
             upstream=self._upstream,
-            prices=Prices(),
+            prices=Prices(settings.models),
             metrics=self._metrics,
             now=lambda: time.time_ns() // 1_000_000,
             draw_id=lambda: secrets.token_hex(16),
@@ -159,21 +161,19 @@ class Daemon:
         try:
             await self._server.start(
                 self._gateway.handle,
-                host=self._settings.listen_host,
-                port=self._settings.listen_port,
+                host=self.settings.listen_host,
+                port=self.settings.listen_port,
                 listen_fd=self._listen_fd,
             )
         except CannotListen:
             await self._upstream.close()
             raise
         self._link.start(self._sessions)
-        background = [
-            asyncio.create_task(self._link.run(), name="link"),
-            asyncio.create_task(tick(self._settings.tick_seconds, self._flush), name="tick"),
-            asyncio.create_task(tick(PULSE_SECONDS / 2, self._pulse), name="pulse"),
-        ]
-        for task in background:
+        self._background["link"] = asyncio.create_task(self._link.run(), name="link")
+        self._background["pulse"] = asyncio.create_task(tick(PULSE_SECONDS / 2, self._pulse), name="pulse")
+        for task in self._background.values():
             task.add_done_callback(self._on_background_end)
+        self._start_tick()
         self._log.info("listening on %s", self._server.address)
         self._notifier.busy(self.status(), within_seconds=START_SECONDS)
         await self._own.wait_for_preload()
@@ -183,7 +183,7 @@ class Daemon:
         if not self._stop.is_set():
             self._notifier.ready(self.status())
         await self._stop.wait()
-        await self._shut_down(background)
+        await self._shut_down()
         if len(self._outbox):
             raise WritesLeft(len(self._outbox))
         if self._failure is not None:
@@ -209,30 +209,42 @@ class Daemon:
 
     def reload(self, settings: Settings) -> None:
         """Put in force what may change while turns run: the next request is the first to see it."""
-        differing = [name for name in settings.__struct_fields__ if _differs(name, settings, self._settings)]
-        if stuck := [name for name in differing if name not in RELOADED]:
-            self._log.warning("needs a restart: %s", ", ".join(stuck))
-        self._settings = replace(self._settings, **{name: getattr(settings, name) for name in RELOADED})
-        self._gateway.rules = rules_of(self._settings)
-        self._own.account_aliases = self._settings.account_aliases
-        changed = [name for name in differing if name in RELOADED]
-        self._log.info("settings read again: %s", ", ".join(changed) or "nothing has changed")
+        before, self.settings = self.settings, settings
+        start_logging("daemon", settings.log_level, settings.log_format)
+        self._gateway.rules = rules_of(settings)
+        self._gateway.urls = settings.provider_urls
+        self._gateway.admission = Admission(settings.token, settings.hosts)
+        self._gateway.body_bytes_max = settings.body_bytes
+        self._gateway.prices = Prices(settings.models)
+        self._own.account_aliases = settings.account_aliases
+        self._outbox.limit = settings.outbox_writes
+        if settings.tick_seconds != before.tick_seconds and self.phase in (Phase.STARTING, Phase.RUNNING):
+            self._start_tick()
 
-    async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
+    def _start_tick(self) -> None:
+        """Anew, where it runs already: it may have begun to wait for an hour."""
+        if before := self._background.get("tick"):
+            before.cancel()
+        task = asyncio.create_task(tick(self.settings.tick_seconds, self._flush), name="tick")
+        task.add_done_callback(self._on_background_end)
+        self._background["tick"] = task
+
+    async def _shut_down(self) -> None:
         """The order of stopping: nothing new, streams, settled rows, snapshots, goodbye."""
         self._become(Phase.DRAINING)
         self._own.is_draining = True
         # A socket that was passed is shared: whoever asks it next gets a daemon that goes on.
-        notice_seconds = 0.0 if self._listen_fd is not None else self._settings.notice_seconds
-        longest_seconds = notice_seconds + self._settings.drain_seconds + FLUSH_SECONDS + STOP_MARGIN_SECONDS
+        notice_seconds = 0.0 if self._listen_fd is not None else self.settings.notice_seconds
+        longest_seconds = notice_seconds + self.settings.drain_seconds + FLUSH_SECONDS + STOP_MARGIN_SECONDS
         self._notifier.stopping(self.status(), within_seconds=longest_seconds)
-        await self._server.drain(IDLE_DRAIN_SECONDS, self._settings.drain_seconds, notice_seconds)
+        await self._server.drain(IDLE_DRAIN_SECONDS, self.settings.drain_seconds, notice_seconds)
         self._become(Phase.FLUSHING)
         deadline = time.monotonic() + FLUSH_SECONDS
         # Snapshots are taken of acknowledged rows only, so the rows go first.
         if await self._link.emptied(deadline):
             await self._flush()
             await self._link.emptied(deadline)
+        background = list(self._background.values())
         for task in background:
             task.remove_done_callback(self._on_background_end)
             task.cancel()
@@ -314,10 +326,6 @@ def rules_of(settings: Settings) -> Rules:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _differs(name: str, one: Settings, other: Settings) -> bool:
-    return bool(getattr(one, name) != getattr(other, name))
 
 
 async def tick(

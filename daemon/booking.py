@@ -49,6 +49,11 @@ class Booking:
         self.is_settled = False
 
     @property
+    def row(self) -> Row:
+        """As it was written last."""
+        return self._row
+
+    @property
     def session_id(self) -> str:
         """The session's id as it is known now: an acknowledgement may have told its true one."""
         return self._current.session_id
@@ -76,9 +81,7 @@ class Booking:
             naming = answered(naming, self._known, answer)
         self._current.turns_in_flight -= 1
         self._sessions.settled(self._held, naming, self._row)
-        self._metrics.settled(
-            self._row, model_is_known=bool(self._prices.cap_ceiling(self._row.provider, self._row.model))
-        )
+        self._metrics.settled(self._row, self._prices.known_name(self._row.provider, self._row.model))
         return self._put(Command.END, self._row, naming)
 
     def _put(self, command: Command, row: Row, naming: Naming) -> int:
@@ -99,7 +102,7 @@ class Booking:
             http_status=http_status,
             usage=answer.usage,
             cost_nanousd=cost,
-            price_version=self._prices.price_version() if cost is not None else "",
+            price_version=self._prices.price_version(row.provider, row.model) if cost is not None else "",
             text_only=answer.text_only,
         )
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Final
 
 from daemon.verbs import correcting, costs, keeping, keys, looking, run, running, units
-from daemon.verbs.parsing import Parser
+from daemon.verbs.parsing import Parser, flags_of
 from worker import runtime
 from worker.runtime import Fatal
 from worker.settings import BadSettings, load
@@ -47,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    flags = {name: value for name, value in vars(options).items() if isinstance(value, str)}
     try:
-        settings = load(flags, os.environ)
+        settings = load(flags_of(options), os.environ)
         status: int = options.act(settings, options)
     except (BadSettings, StoreRefused) as error:
         raise Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error

@@ -33,8 +33,10 @@ from daemon.providers import Answer, Turn, error_body
 from daemon.providers.decoding import plain_body
 from daemon.routing import Route, is_own, route_of
 from daemon.sessions import Place, Sessions
+from daemon.trace import trace_id_of
 from daemon.upstream import Reply, Upstream, UpstreamCut, UpstreamError, UpstreamTimeout
 from daemon.worker_client import WorkerClient
+from worker.logs import fields
 from worker.protocol import Status
 
 JSON: Final = "application/json"
@@ -73,16 +75,16 @@ class Gateway:
         log: logging.Logger,
     ) -> None:
         self.rules = rules
-        """May be replaced at any time: each request is recognised by those that are in force when it comes."""
+        self.urls = urls
+        self.admission = admission
+        self.body_bytes_max = body_bytes_max
+        self.prices = prices
+        """These may be replaced at any time: a request meets those that are in force when it comes."""
         self._boot = boot
-        self._urls = urls
-        self._admission = admission
-        self._body_bytes_max = body_bytes_max
         self._own = own
         self._sessions = sessions
         self._link = link
         self._upstream = upstream
-        self._prices = prices
         self._metrics = metrics
         self._now = now
         self._draw_id = draw_id
@@ -90,9 +92,9 @@ class Gateway:
 
     async def handle(self, incoming: Incoming) -> None:
         """Answer one request."""
-        route = route_of(incoming.method, incoming.target, incoming.headers, self._urls)
+        route = route_of(incoming.method, incoming.target, incoming.headers, self.urls)
         try:
-            if refusal := self._admission.refusal(incoming.path, incoming.headers):
+            if refusal := self.admission.refusal(incoming.path, incoming.headers):
                 await _refuse(incoming, route, refusal.status, refusal.message)
             elif incoming.method == "HEAD" and incoming.path == "/":
                 await incoming.respond(200, b"", JSON)
@@ -117,8 +119,8 @@ class Gateway:
     async def _turn(self, incoming: Incoming, route: Route) -> None:
         arrived = time.monotonic()
         started_at = self._now()
-        body = await incoming.read(self._body_bytes_max)
-        plain = await _plain(incoming.headers, body, self._body_bytes_max)
+        body = await incoming.read(self.body_bytes_max)
+        plain = await _plain(incoming.headers, body, self.body_bytes_max)
         turn = await _aside(plain, providers.parse_turn, route.speaks, plain, self.rules.fields) if plain else None
         if plain is None or turn is None:
             # Not JSON, or not an object: no turn of any conversation.  The provider says so in its own words.
@@ -131,13 +133,18 @@ class Gateway:
             retry = (("retry-after", str(FULL_RETRY_SECONDS)),)
             await _refuse(incoming, route, 503, "perdure's store has been away for too long; try again soon", retry)
             return
+        course = _Course(arrived)
         try:
-            await self._exchange(incoming, route, body, booking, arrived)
+            await self._exchange(incoming, route, body, booking, course)
         finally:
             # The client left, or the drain's limit came: what was seen of the answer is what is booked.
             if not booking.is_settled:
                 booking.settle(Answer(), "interrupted", 0)
-            self._metrics.request_seconds.observe(time.monotonic() - arrived)
+            seconds = time.monotonic() - arrived
+            self._metrics.request_seconds.observe(seconds)
+            if self._log.isEnabledFor(logging.INFO):
+                said = _said_of(booking, course, seconds, trace_id_of(incoming.headers))
+                self._log.info("turn settled", extra=said)
 
     async def _begin(self, headers: Headers, route: Route, turn: Turn, body: bytes, started_at: int) -> Booking:
         """Find the session and write the begin: it travels to the worker while the provider works."""
@@ -152,7 +159,7 @@ class Gateway:
             provider=route.provider,
             boot=self._boot,
             started_at=started_at,
-            prices=self._prices,
+            prices=self.prices,
         )
         booking = Booking(
             held=place.held,
@@ -161,19 +168,20 @@ class Gateway:
             row=row,
             sessions=self._sessions,
             link=self._link,
-            prices=self._prices,
+            prices=self.prices,
             metrics=self._metrics,
             now=self._now,
         )
         booking.begin()
         return booking
 
-    async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, arrived: float) -> None:
+    async def _exchange(self, incoming: Incoming, route: Route, body: bytes, booking: Booking, course: _Course) -> None:
         """Send the request and bring the answer back, or say in the provider's shape why there is none."""
         try:
             async with self._upstream.send(incoming.method, route.url, without_token(incoming.headers), body) as reply:
                 await self._acknowledge(booking.is_begun())
-                self._metrics.first_byte_seconds.observe(time.monotonic() - arrived)
+                course.first_byte_seconds = time.monotonic() - course.arrived
+                self._metrics.first_byte_seconds.observe(course.first_byte_seconds)
                 mark = (SESSION_HEADER, booking.session_id)
                 # A provider that is a perdure itself has marked it too: the nearest one's word counts.
                 others = [header for header in reply.headers if header[0].lower() != SESSION_HEADER]
@@ -256,6 +264,37 @@ class Gateway:
                 raise
             self._log.warning("%s", error)
             await _refuse(incoming, route, 504 if isinstance(error, UpstreamTimeout) else 502, str(error))
+
+
+class _Course:
+    """When things happened to a turn, in monotonic seconds."""
+
+    def __init__(self, arrived: float) -> None:
+        self.arrived = arrived
+        self.first_byte_seconds: float | None = None
+        """From the arrival; None while no answer has begun."""
+
+
+def _said_of(booking: Booking, course: _Course, seconds: float, trace_id: str | None) -> dict[str, dict[str, object]]:
+    """What is logged of a turn; never what was said in it."""
+    row, usage = booking.row, booking.row.usage
+    return fields(
+        request=row.event_id,
+        session=booking.session_id,
+        kind=row.kind,
+        status=row.status,
+        http_status=row.http_status or None,
+        provider=row.provider,
+        model=row.model or None,
+        seconds=seconds,
+        first_byte_seconds=course.first_byte_seconds,
+        input_tokens=usage.input_tokens if usage else None,
+        cache_read_tokens=usage.cache_read_tokens if usage else None,
+        cache_write_tokens=usage.cache_write_tokens if usage else None,
+        output_tokens=usage.output_tokens if usage else None,
+        cost_nanousd=row.cost_nanousd,
+        trace=trace_id,
+    )
 
 
 async def recognised(sessions: Sessions, known: Known, body: bytes, draw_id: Callable[[], str]) -> tuple[Known, Place]:

@@ -62,8 +62,9 @@ class Metrics:
         build = Gauge("perdure_build_info", "Daemons by version", ["version"], registry=registry)
         build.labels(version("perdure")).set(1)
 
-    def settled(self, row: Row, *, model_is_known: bool) -> None:
-        model = row.model if model_is_known else OTHER_MODEL
+    def settled(self, row: Row, known_name: str) -> None:
+        """`known_name`: of the row's model in the price list; empty if it is not there."""
+        model = known_name or OTHER_MODEL
         if row.kind == "turn":
             self._turns.labels(row.provider, model, row.status).inc()
         if row.usage is not None:

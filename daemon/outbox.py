@@ -44,7 +44,8 @@ class Outbox:
     """Sequence numbers, order, bound, resend.  Times are monotonic seconds."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
+        """May be changed at any time; what is kept beyond a lower one stays."""
         self._sequence = 0
         self._unsent: OrderedDict[int, Entry] = OrderedDict()
         self._in_flight: OrderedDict[int, Entry] = OrderedDict()
@@ -57,7 +58,7 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        return len(self) >= self._limit
+        return len(self) >= self.limit
 
     def put(self, command: Command, body: Body, now: float) -> int:
         """Keep a write; gives its sequence.  Raises OutboxFull, except for an END: its turn was already let in."""

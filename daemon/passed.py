@@ -28,7 +28,7 @@ def passed_listener(environ: MutableMapping[str, str], *, token: str) -> int | N
     if descriptor is not None:
         # Not for whatever this process may start.
         os.set_inheritable(descriptor, False)
-        _refuse_open_listener(_address(descriptor), token)
+        refuse_open_listener(descriptor, token=token)
     return descriptor
 
 
@@ -68,7 +68,9 @@ def _address(descriptor: int) -> str:
     )
 
 
-def _refuse_open_listener(host: str, token: str) -> None:
+def refuse_open_listener(descriptor: int, *, token: str) -> None:
+    """Raises Fatal where other machines reach a passed socket and need no token."""
+    host = _address(descriptor)
     if not token and not is_loopback(host):
         raise runtime.Fatal(
             runtime.EXIT_CONFIGURATION,

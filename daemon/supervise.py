@@ -1,7 +1,7 @@
 """supervisord as `perdure up` runs it: it hears of a child's death when it happens, and passes SIGHUP on.
 
 One rule: supervisord does what its manual says, with one exception: to it SIGHUP means "start everything anew"
-(`supervisorctl reload` still does), to an operator "read the configuration again", which daemons do by themselves.
+(`supervisorctl reload` still does), to an operator "read the configuration again", which the programs do by themselves.
 
 Theory.  supervisord takes turns.  A turn waits up to a second for anything to read, starts what is to be started, and
 then looks who has died; a signal was meant to end the wait, but since Python 3.5 a wait goes on after a signal.  The
@@ -27,7 +27,7 @@ from worker import runtime
 
 
 class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no types
-    """Takes SIGHUP out of supervisord's hands and gives it to the daemons, each of which goes on as it is."""
+    """Takes SIGHUP out of supervisord's hands and gives it to worker and daemons, each of which goes on as it is."""
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -45,15 +45,16 @@ class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no typ
         """The end of every turn."""
         if self._is_reload_wanted:
             self._is_reload_wanted = False
-            self._reload_daemons()
+            self._reload_programs()
         super().handle_signal()
 
-    def _reload_daemons(self) -> None:
-        self.options.logger.info("received SIGHUP: daemons read their settings again")
-        group = self.process_groups.get("daemon")  # supervisorctl can take it out.
-        for daemon in group.processes.values() if group else ():
-            if daemon.state in SIGNALLABLE_STATES:
-                daemon.signal(signal.SIGHUP)
+    def _reload_programs(self) -> None:
+        self.options.logger.info("received SIGHUP: worker and daemons read their settings again")
+        # supervisorctl can take a group out.
+        groups = [self.process_groups[name] for name in ("worker", "daemon") if name in self.process_groups]
+        for program in (program for group in groups for program in group.processes.values()):
+            if program.state in SIGNALLABLE_STATES:
+                program.signal(signal.SIGHUP)
 
 
 class Ear:

@@ -22,7 +22,10 @@ NAMES = sorted(TREES)
 LINES_MAX = 70
 LINES_P90_MAX = 40
 
-SHARED = {"protocol", "roles", "runtime", "settings", "metrics", "records", "standing", "curve", "notify"}
+SHARED = {
+    *("protocol", "roles", "runtime", "settings", "configured", "logs", "metrics", "records", "standing", "curve"),
+    "notify",
+}
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")
 ALSO = {"backup", "copies", "store"}
@@ -66,6 +69,7 @@ PURE = [
     "daemon/shape.py",
     "daemon/standing.py",
     "daemon/state.py",
+    "daemon/trace.py",
     "daemon/views.py",
     "daemon/warming.py",
     *(name for name in NAMES if name.startswith("daemon/providers/")),

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from worker import notify, runtime
+from worker.configured import read_again
 from worker.curve import worker_keys
 from worker.health import Heart
+from worker.logs import log_uncaught, start_logging
 from worker.server import RETRY_SECONDS, AddressRefused, Server
-from worker.settings import BadSettings, Settings, load
+from worker.settings import OF_WORKER, BadSettings, Settings, load
 from worker.store import Store, StoreBusy, StoreRefused
 
 T = TypeVar("T")
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     try:
         if arguments:
             raise runtime.Fatal(runtime.EXIT_USAGE, f"unknown argument {arguments[0]!r}; settings come from PERDURE_*")
+        # The wish to read settings again waits from before their first reading until there is somebody to hear it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         serve(load({}, os.environ))
     except BadSettings as error:
         runtime.leave("perdure worker", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
@@ -47,10 +51,8 @@ def serve(settings: Settings) -> None:
     runtime.keep_memory_private()
     runtime.take_descriptors()
     runtime.die_with_parent()
-    # Nothing that a worker was told can change while it runs: who asks for that means the daemons.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    log = runtime.start_logging("worker", settings.log_level)
-    runtime.log_uncaught(log)
+    log = start_logging("worker", settings.log_level, settings.log_format)
+    log_uncaught(log)
     notifier = notify.from_environment(os.environ)
     patiently = partial(_patiently, notifier=notifier, log=log)
     # What this process makes — database, socket, lock — is its user's alone.
@@ -96,6 +98,7 @@ def serve(settings: Settings) -> None:
             ledger_days=settings.ledger_days,
         )
         runtime.on_signals(server.stop)
+        _on_reload(settings, server, notifier, log)
         try:
             server.run()
         except StoreRefused:
@@ -119,6 +122,25 @@ def _opened(database: Path, notifier: notify.Notifier) -> Store:
         size = 0
     notifier.busy(f"opening {database}", within_seconds=OPENING_SECONDS + size / OPENING_BYTES_PER_SECOND)
     return Store(database)
+
+
+def _on_reload(settings: Settings, server: Server, notifier: notify.Notifier, log: Logger) -> None:
+    """From now on a SIGHUP, also one that came before, has the settings read again, between two batches."""
+    in_force = settings
+
+    def reload() -> None:
+        nonlocal in_force
+        notifier.reloading()
+        read = read_again(in_force, os.environ, OF_WORKER, log)
+        if read is not None:
+            start_logging("worker", read.log_level, read.log_format)
+            if read.ledger_days != in_force.ledger_days:
+                server.keep_ledger(read.ledger_days)
+            in_force = read
+        notifier.ready(server.status())
+
+    signal.signal(signal.SIGHUP, lambda _number, _frame: server.soon(reload))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _set_socket_mode(settings: Settings) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 from supervisor import childutils
 
 from worker import runtime
+from worker.logs import start_logging
 from worker.settings import BadSettings, load
 
 SILENT_SECONDS: Final = 15.0
@@ -62,7 +63,7 @@ def main() -> int:
         settings = load({}, os.environ)
     except BadSettings as error:
         runtime.leave("perdure health", runtime.Fatal(runtime.EXIT_CONFIGURATION, str(error)))
-    log = runtime.start_logging("health", settings.log_level)
+    log = start_logging("health", settings.log_level, settings.log_format)
     while True:
         childutils.listener.wait(sys.stdin, sys.stdout)
         pid = hung_worker(Path(settings.runtime_dir), settings.lock, time.monotonic())

@@ -135,6 +135,11 @@ class Schedule:
         self._rows = 0
         self.after = 0
 
+    def keep(self, days: int, *, monotonic: float) -> None:
+        """Another limit from now on; what is old by it is looked for soon."""
+        self._limit = days * DAY_MILLISECONDS
+        self._due_at = min(self._due_at, monotonic + START_SECONDS)
+
     def is_due(self, monotonic: float) -> bool:
         return self._limit > 0 and monotonic >= self._due_at
 

@@ -1,4 +1,4 @@
-"""What both programs need of the operating system: exit statuses, logging, signals, directories, the lock.
+"""What both programs need of the operating system: exit statuses, signals, directories, the lock.
 
 One rule: nothing here knows what perdure is for.
 """
@@ -10,19 +10,18 @@ import ctypes
 import errno
 import fcntl
 import grp
-import logging
 import os
 import resource
 import signal
 import stat
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Final, NoReturn, TypeAlias
+from types import FrameType
+from typing import Final, NoReturn
+
+from worker import logs
 
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
@@ -46,43 +45,6 @@ class NotNow(Fatal):
 
     def __init__(self, message: str) -> None:
         super().__init__(EXIT_UNAVAILABLE, message)
-
-
-def start_logging(program: str, level: str) -> logging.Logger:
-    """Log to standard error, one event a line: time, level, program[pid], text."""
-    handler = logging.StreamHandler(sys.stderr)
-    form = f"%(asctime)s.%(msecs)03dZ %(levelname)s {program}[{os.getpid()}] %(message)s"
-    formatter = _Discreet(form, "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers = [handler]
-    # Libraries speak up only when something is wrong.
-    root.setLevel(logging.WARNING)
-    for name in ("daemon", "worker"):
-        logging.getLogger(name).setLevel(level.upper())
-    return logging.getLogger(program)
-
-
-def log_uncaught(log: logging.Logger) -> None:
-    """Log what nobody catches, which Python itself would show with its text."""
-    sys.excepthook = lambda _kind, error, _trace: log.critical("uncaught", exc_info=error)
-    threading.excepthook = lambda told: log.critical("uncaught in a thread", exc_info=told.exc_value or True)
-    sys.unraisablehook = lambda told: log.error("uncaught in clearing up", exc_info=told.exc_value or True)
-
-
-class _Discreet(logging.Formatter):
-    """Shows of an exception its kind and its places in the program.  Its text may quote what the program was working
-    on, and that may be a prompt or a key."""
-
-    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - logging's name
-        lines: list[str] = []
-        error: BaseException | None = ei[1]
-        while error is not None and len(lines) < TRACEBACK_LINES_MAX:
-            lines += ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
-            lines.append(f"{type(error).__name__} (its text is not logged: it may quote a request)\n")
-            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        return "".join(lines).rstrip()
 
 
 def place_of(error: BaseException) -> str:
@@ -226,17 +188,12 @@ def on_signals(stop: Callable[[], None]) -> None:
 
 def leave(program: str, fatal: Fatal) -> NoReturn:
     """End the process with one line and an exit status of its own."""
-    print(f"{program}: {fatal}", file=sys.stderr, flush=True)  # noqa: T201 - the line a person reads
+    print(logs.last_line(program, str(fatal), fatal.status), file=sys.stderr, flush=True)  # noqa: T201 - what is read
     sys.exit(fatal.status)
 
 
-TRACEBACK_LINES_MAX: Final = 200
-"""No further exceptions that led to each other are shown after so many; they may go in a circle."""
 _ROOT: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
 PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE})
 """A disk that is full, read-only or sick, or a system out of descriptors, may be well again."""
 _PR_SET_DUMPABLE: Final = 4
-_ExcInfo: TypeAlias = (
-    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-)  # logging's own name for it is private

@@ -118,6 +118,7 @@ class Server:
         self._pause_seconds = RETRY_SECONDS[0]
         self._suspects: set[str] = set()
         self._stopping = False
+        self._asked: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._queries = Queries(store.path, self._wake, log)
         self._context = zmq.Context()
@@ -137,6 +138,8 @@ class Server:
                 self.phase = Phase.IDLE
                 poller.poll(self._patience_milliseconds())
                 self._drain_wake()
+                while self._asked:
+                    self._asked.popleft()()
                 if self._door is not None:
                     self._door.answer()
                 self._gather()
@@ -159,6 +162,15 @@ class Server:
         peers = len(self._census.peers)
         held = f"{peers} daemon{'' if peers == 1 else 's'}, {self._stored:,} writes stored, {len(self._kept):,} waiting"
         return f"not committing ({self._trouble}): {held}" if self._retry_at else f"ready: {held}"
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Have something done between two batches.  Safe in a signal handler."""
+        self._asked.append(act)
+        self._wake()
+
+    def keep_ledger(self, days: int) -> None:
+        """Another limit for the age of rows."""
+        self._retention.keep(days, monotonic=time.monotonic())
 
     def _bind(self) -> None:
         try:

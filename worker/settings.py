@@ -5,8 +5,9 @@ Each may be given as a flag (`--tick-seconds`), in the environment (`PERDURE_TIC
 `PERDURE_CONFIG` (`tick_seconds`), and is taken from the first of these that has it, else from the default here.  Lists
 have no flag and are separated by commas in the environment; tables stand in the file alone.
 
-Those in `RELOADED` say how speakers are recognised.  A daemon reads them again on SIGHUP, from the same places; so a
-supervisor does not hand them on to its children, who would go on seeing the old ones.
+Those in `RELOADED` are read again on SIGHUP, from the same places.  So whoever starts the programs does not hand these
+on to them, who would go on seeing the old ones, but for what it was told by a flag; and it says which of the others it
+hands on (`HANDED_ON`), so that a program can tell whether the file has another value by now (`read_again`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import re
 import ssl
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,8 @@ from urllib.parse import urlsplit
 import platformdirs
 from msgspec import Struct, field
 from msgspec.structs import replace
+
+from worker.logs import FORMS
 
 IPC_PATH_BYTES_MAX: Final = 107
 """The kernel's limit on the path of a unix socket."""
@@ -38,13 +42,33 @@ PORT_DIGITS_MAX: Final = 5
 MESSAGE_CHARACTERS_MAX: Final = 800
 """Of what is said about a setting: room for the names of all of them, not for a file that was given for one."""
 
-TABLES: Final = frozenset({"providers", "account_aliases"})
-RELOADED: Final = frozenset(
+MODELS_MAX: Final = 1_000
+"""Models with prices of their own; the list that comes with perdure knows about as many."""
+PRICE_USD_MAX: Final = 100_000
+"""For a million tokens: a hundred times the dearest model on offer."""
+WINDOW_TOKENS_MAX: Final = 100_000_000
+"""A hundred times the largest context window on offer."""
+
+HANDED_ON: Final = "PERDURE_HANDED_ON"
+"""Names, in the environment, the settings that are only there because somebody else had read them."""
+TABLES: Final = frozenset({"providers", "account_aliases", "models"})
+_NAMING: Final = frozenset(
     {"session_headers", "session_fields", "account_headers", "agent_headers", "parent_headers", "account_aliases"}
 )
-"""What a daemon reads again on SIGHUP."""
-WITHOUT_FLAG: Final = RELOADED | TABLES | {"token", "hosts"}
+RELOADED: Final = _NAMING | {
+    *("models", "token", "hosts", "anthropic_url", "openai_url", "providers", "outbox_writes", "body_bytes"),
+    *("tick_seconds", "notice_seconds", "drain_seconds", "ledger_days", "log_level", "log_format"),
+}
+"""What is read again on SIGHUP and is in force from then on."""
+OF_WORKER: Final = frozenset(
+    {"state_dir", "runtime_dir", "worker_url", "group", "curve_dir", "ledger_days", "log_level", "log_format"}
+)
+"""What the worker uses."""
+NOT_OF_DAEMON: Final = frozenset({"group", "ledger_days"})
+"""What the worker alone uses."""
+WITHOUT_FLAG: Final = _NAMING | TABLES | {"token", "hosts"}
 """Tables and lists do not fit a flag, and a secret on a command line is everybody's to read."""
+SECRET: Final = frozenset({"token"})
 
 
 class BadSettings(Exception):
@@ -52,6 +76,34 @@ class BadSettings(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(_one_line(message))
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """What the operator says of one model: dollars per million tokens, and tokens.  None: it is not said."""
+
+    input: Decimal | None = None
+    cache_read: Decimal | None = None
+    cache_write_5m: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    output: Decimal | None = None
+    context_window: int | None = None
+    """The largest prompt."""
+
+    @property
+    def is_priced(self) -> bool:
+        return self.input is not None and self.output is not None
+
+
+class Loaded(Struct, frozen=True, kw_only=True):
+    """Settings, and where each is from."""
+
+    settings: Settings
+    origins: dict[str, str]
+    """By name: `default`, or the flag, variable or file that it was taken from."""
+    overruled: dict[str, Any]
+    """What stands in the file about settings that were taken from elsewhere."""
+    path: str
+    """The file's; empty: there is none."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -91,6 +143,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_bytes: int = 64 * 1024 * 1024
     """Largest request body of a turn that is read; providers refuse at 32 MB."""
     log_level: str = "info"
+    log_format: str = "text"
+    """How an event becomes a line: text for people, with fields as key=value; or json, an object a line."""
 
     session_headers: tuple[str, ...] = (
         "x-claude-code-session-id",
@@ -116,6 +170,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Headers with the id of the session that started this one."""
     account_aliases: dict[str, str] = field(default_factory=dict)
     """Account as it is shown → what its owner calls it."""
+    models: dict[str, Model] = field(default_factory=dict)
+    """Prices and limits by a model's name, or by PROVIDER/NAME; they come before those of the list."""
 
     @property
     def listen_host(self) -> str:
@@ -141,6 +197,11 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
     """The settings in force.  Raises BadSettings."""
+    return loaded(flags, environ).settings
+
+
+def loaded(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
+    """The same, with the origin of each.  Raises BadSettings."""
     path = flags.get("config") or environ.get("PERDURE_CONFIG", "")
     table = _read(Path(path)) if path else {}
     known = set(Settings.__struct_fields__)
@@ -148,30 +209,50 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         if name not in known:
             raise BadSettings(f"{path}: unknown key {name!r}{_nearest(name, known)}")
     given: dict[str, Any] = {}
-    for name in known:
+    origins: dict[str, str] = dict.fromkeys(Settings.__struct_fields__, DEFAULT)
+    for name in Settings.__struct_fields__:
         value, origin = _first(name, flags, environ, table, path)
         if value is not None:
-            given[name] = _typed(name, value, origin)
-    return _checked(_placed(Settings(**given), environ))
+            given[name] = typed(name, value, origin)
+            origins[name] = path if origin == _in_file(path, name) else origin
+    settings = checked(_placed(Settings(**given), environ))
+    overruled = {name: value for name, value in table.items() if origins[name] != path}
+    origins |= _places(given, environ)
+    return Loaded(settings=settings, origins=origins, overruled=overruled, path=path)
 
 
 def _first(
     name: str, flags: Mapping[str, str], environ: Mapping[str, str], table: Mapping[str, Any], path: str
 ) -> tuple[Any, str]:
-    if flags.get(name) is not None:
+    # What is empty is not given: service managers and shells leave such behind.
+    if flags.get(name):
         return flags[name], f"--{name.replace('_', '-')}"
-    variable = f"PERDURE_{name.upper()}"
-    # An empty variable is an unset one: that is what service managers and shells leave behind.
-    if environ.get(variable) and name not in TABLES:
-        return environ[variable], variable
-    return table.get(name), f"{path}: {name}"
+    if environ.get(variable_of(name)) and name not in TABLES:
+        return environ[variable_of(name)], variable_of(name)
+    return table.get(name), _in_file(path, name)
 
 
-def _typed(name: str, value: Any, origin: str) -> Any:
+def variable_of(name: str) -> str:
+    return f"PERDURE_{name.upper()}"
+
+
+def _in_file(path: str, name: str) -> str:
+    return f"{path}: {name}"
+
+
+def _places(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Where directories are from that a service manager named."""
+    named = {"state_dir": ("STATE_DIRECTORY",), "runtime_dir": ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR")}
+    found = {name: [variable for variable in named[name] if environ.get(variable)] for name in named}
+    return {name: variables[0] for name, variables in found.items() if variables and not given.get(name)}
+
+
+def typed(name: str, value: Any, origin: str) -> Any:
+    """A value as it was given somewhere, as the setting holds it.  Raises BadSettings."""
     default = getattr(_DEFAULTS, name)
     try:
         if name in TABLES:
-            return (_provider_table if name == "providers" else _alias_table)(value, origin)
+            return _TABLE_READERS[name](value, origin)
         if isinstance(default, tuple):
             return _names(value, origin, _CHECKS.get(name, _check_header))
         # Flags and the environment give text; in a file a number is a number, and half a daemon is none.
@@ -186,7 +267,7 @@ def _typed(name: str, value: Any, origin: str) -> Any:
             "dict": "a table",
             "tuple": "a list of texts",
         }
-        said = "what stands there" if name == "token" else repr(value)
+        said = "what stands there" if name in SECRET else _quoted(value)
         raise BadSettings(f"{origin}: {said} is not {kind[type(default).__name__]}") from None
 
 
@@ -209,6 +290,45 @@ def _alias_table(value: Any, origin: str) -> dict[str, str]:
         if not isinstance(alias, str) or not _is_name(alias):
             raise BadSettings(f"{origin}.{account}: an alias is a text of 1 to {NAME_CHARACTERS_MAX} characters")
     return dict(value)
+
+
+def _model_table(value: Any, origin: str) -> dict[str, Model]:
+    if not isinstance(value, dict):
+        raise ValueError
+    if len(value) > MODELS_MAX:
+        raise BadSettings(f"{origin}: {len(value)} models are more than {MODELS_MAX}")
+    return {name: _model(name, said, f"{origin}.{name}") for name, said in value.items()}
+
+
+def _model(name: str, said: Any, origin: str) -> Model:
+    if not _is_name(name):
+        raise BadSettings(f"{origin}: a model's name is a text of 1 to {NAME_CHARACTERS_MAX} characters")
+    if not isinstance(said, dict) or not said:
+        raise BadSettings(f"{origin}: a model is a table with prices, like {{ input = 3.0, output = 15.0 }}")
+    known = set(Model.__struct_fields__)
+    for key in said:
+        if key not in known:
+            raise BadSettings(f"{origin}: unknown key {key!r}{_nearest(key, known)}")
+    window = said.get("context_window")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int)):
+        raise BadSettings(f"{origin}.context_window: {_quoted(window)} is not a whole number of tokens")
+    if window is not None and not 1 <= window <= WINDOW_TOKENS_MAX:
+        raise BadSettings(f"{origin}.context_window: {_quoted(window)} is not between 1 and {WINDOW_TOKENS_MAX}")
+    prices = {key: _price(said[key], f"{origin}.{key}") for key in said if key != "context_window"}
+    # Half a price would have to be completed by guessing, or by a list that changes with an upgrade.
+    if missing := [key for key in ("input", "output") if prices and key not in prices]:
+        raise BadSettings(f"{origin}: a price without {missing[0]} is none; give input and output at least")
+    return Model(context_window=window, **prices)
+
+
+def _price(value: Any, origin: str) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadSettings(f"{origin}: {_quoted(value)} is not a number of dollars per million tokens")
+    # Not so for NaN, which is in no order; nor is an integer of any length made a decimal.
+    if not 0 <= value <= PRICE_USD_MAX:
+        raise BadSettings(f"{origin}: {_quoted(value)} is not between 0 and {PRICE_USD_MAX}")
+    # By way of its text: what was written as 0.1 is meant to be a tenth.
+    return Decimal(repr(value))
 
 
 def _names(value: Any, origin: str, check: Callable[[str, str], str]) -> tuple[str, ...]:
@@ -284,7 +404,8 @@ def _absolute(origin: str, path: str) -> str:
         raise BadSettings(f"{origin}: {path!r} begins with a home that is not known; write it out") from None
 
 
-def _checked(settings: Settings) -> Settings:
+def checked(settings: Settings) -> Settings:
+    """The same, if they go together.  Raises BadSettings."""
     host, _, port = settings.listen.rpartition(":")
     if not host or not _is_port(port):
         raise BadSettings(f"PERDURE_LISTEN: {settings.listen!r} is not host:port, for example 127.0.0.1:7373")
@@ -309,6 +430,8 @@ def _checked(settings: Settings) -> Settings:
     _refuse_two_meanings(settings)
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise BadSettings(f"PERDURE_LOG_LEVEL: {settings.log_level!r} is not debug, info, warning or error")
+    if settings.log_format not in FORMS:
+        raise BadSettings(f"PERDURE_LOG_FORMAT: {settings.log_format!r} is not text or json")
     return settings
 
 
@@ -344,11 +467,21 @@ def _check_tcp(settings: Settings) -> None:
         )
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables: what a supervisor hands to its children.  They read the others where it
-    read them itself."""
-    names = [name for name in Settings.__struct_fields__ if name not in RELOADED | TABLES]
-    return {f"PERDURE_{name.upper()}": _written(getattr(settings, name)) for name in names}
+def environment(loaded: Loaded) -> dict[str, str]:
+    """The settings as environment variables: what a supervisor hands on to its children.  They read the others where it
+    read them itself, and those that it hands on without having been told by a flag are named in `HANDED_ON`."""
+    settings, origins = loaded.settings, loaded.origins
+    by_flag = {name for name, origin in origins.items() if origin.startswith("--")}
+    handed = [name for name in Settings.__struct_fields__ if name in by_flag or name not in RELOADED | TABLES | SECRET]
+    read = [name for name in handed if name not in by_flag and origins[name] != variable_of(name)]
+    written = {variable_of(name): _written(getattr(settings, name)) for name in handed}
+    return {**written, HANDED_ON: ",".join(read)}
+
+
+def without_handed_on(environ: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """The environment as it would be if those settings had not been read by somebody else before."""
+    handed = {variable_of(name) for name in environ.get(HANDED_ON, "").split(",") if name in names}
+    return {name: value for name, value in environ.items() if name not in handed}
 
 
 def _written(value: Any) -> str:
@@ -411,11 +544,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadSettings(f"{path}: not TOML: {error}") from None
 
 
+def _quoted(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"  # Which Python does not write out, and nobody wants to read.
+
+
 def _nearest(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
+DEFAULT: Final = "default"
 _DEFAULTS: Final = Settings()
 _ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
 _TCP_HOST: Final = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
@@ -426,6 +567,11 @@ _SECRET_HEADERS: Final = frozenset(
     {"authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "x-perdure-token"}
 )
 _CHECKS: Final = {"session_fields": _check_path, "hosts": _check_host}
+_TABLE_READERS: Final[dict[str, Callable[[Any, str], dict[str, Any]]]] = {
+    "providers": _provider_table,
+    "account_aliases": _alias_table,
+    "models": _model_table,
+}
 _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"})
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),

@@ -221,7 +221,7 @@ def _become_gateway(settings: Settings, options: argparse.Namespace, log: Path, 
         os.write(tells, f"{os.getpid()}\n".encode())
         # Relative to where the command was given, and no longer once this process has moved away.
         config = os.path.abspath(path) if (path := options.config or os.environ.get("PERDURE_CONFIG")) else ""
-        module, environ = supervision(settings, argparse.Namespace(config=config))
+        module, environ = supervision(settings, argparse.Namespace(**{**vars(options), "config": config}))
         if settings.ca_file:
             environ["PERDURE_CA_FILE"] = os.path.abspath(settings.ca_file)
         _leave_terminal(log)

@@ -46,6 +46,11 @@ def add_verb(
     return made
 
 
+def flags_of(options: argparse.Namespace) -> dict[str, str]:
+    """The settings on the command line."""
+    return {name: value for name, value in vars(options).items() if isinstance(value, str)}
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")

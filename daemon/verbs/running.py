@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
 
-from daemon.verbs.parsing import SETTINGS, Verbs, add_verb
+from daemon.verbs import configuring
+from daemon.verbs.parsing import SETTINGS, Verbs, add_verb, flags_of
 from worker import runtime
 from worker.runtime import Fatal
-from worker.settings import IPC_PATH_BYTES_MAX, Settings, environment
+from worker.settings import IPC_PATH_BYTES_MAX, Settings, environment, loaded
 
 STOP_MARGIN_SECONDS: Final = 20
 """What a daemon needs to stop beyond its longest stream: idle connections, the last flush, and some."""
@@ -29,17 +30,24 @@ SUPERVISOR_SOCKET_BYTES: Final = len("/sv.sock.4194304")
 
 
 def add(verbs: Verbs) -> None:
-    add_verb(verbs, "up", "perdure up --daemons 2", "run worker and daemons in the foreground", SETTINGS, act=up)
+    does = "run worker and daemons in the foreground"
+    configuring.add_flags(add_verb(verbs, "up", "perdure up --daemons 2", does, SETTINGS, act=up))
     for program in ("daemon", "worker"):
         does = f"run one {program} in the foreground, for a supervisor of your own"
-        add_verb(verbs, program, f"perdure {program}", does, SETTINGS, act=run_program, program=program)
+        configuring.add_flags(
+            add_verb(verbs, program, f"perdure {program}", does, SETTINGS, act=run_program, program=program)
+        )
 
 
-def up(settings: Settings, options: argparse.Namespace) -> NoReturn:
+def up(settings: Settings, options: argparse.Namespace) -> int:
     """Become a supervisor of one worker and its daemons, in the foreground."""
+    if configuring.is_asked(options):
+        if options.check_config:
+            _refuse_unsupervisable(settings)
+        return configuring.answer(options, worker=True, daemon=True)
     module, environ = supervision(settings, options)
     print(_greeting(settings), flush=True)
-    become(module, environ)
+    return become(module, environ)
 
 
 def supervision(settings: Settings, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
@@ -59,9 +67,11 @@ def supervision(settings: Settings, options: argparse.Namespace) -> tuple[list[s
     return ["daemon.supervise", "-n", "-c", str(supervisord_conf()), *user], environ
 
 
-def run_program(settings: Settings, options: argparse.Namespace) -> NoReturn:
+def run_program(_settings: Settings, options: argparse.Namespace) -> int:
     """Become the daemon or the worker."""
-    become([options.program], _environment(settings, options))
+    if configuring.is_asked(options):
+        return configuring.answer(options, worker=options.program == "worker", daemon=options.program == "daemon")
+    return become([options.program], _environment(options))
 
 
 def become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -70,9 +80,9 @@ def become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-P", "-m", *module], environ)  # noqa: S606 - no shell is meant
 
 
-def _environment(settings: Settings, options: argparse.Namespace) -> dict[str, str]:
-    """This process's own, with every setting in it; the table of providers stays in the file."""
-    environ = {**os.environ, **environment(settings)}
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """This process's own, with the settings in it that are not read again; tables and the others stay in the file."""
+    environ = {**os.environ, **environment(loaded(flags_of(options), os.environ))}
     if options.config:
         environ["PERDURE_CONFIG"] = options.config
     return environ
@@ -81,7 +91,7 @@ def _environment(settings: Settings, options: argparse.Namespace) -> dict[str, s
 def supervised_environment(settings: Settings, options: argparse.Namespace) -> dict[str, str]:
     """What supervisord.conf is read with."""
     return {
-        **_environment(settings, options),
+        **_environment(options),
         "PERDURE_PYTHON": sys.executable,
         "PERDURE_STOP_SECONDS": str(int(settings.drain_seconds) + STOP_MARGIN_SECONDS),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from daemon.cost import MODELS_REMEMBERED_MAX, Prices
 from worker.protocol import COUNT_MAX, NANOUSD_MAX, Usage
+from worker.settings import Model
 
 AT_MS = 1_760_000_000_000
 """October 2025."""
@@ -131,7 +134,7 @@ def test_price_too_large_for_the_ledger_is_unknown() -> None:
 
 
 def test_version_is_that_of_the_list() -> None:
-    assert PRICES.price_version() == version("genai-prices")
+    assert PRICES.price_version("anthropic", "claude-haiku-4-5") == version("genai-prices")
 
 
 @pytest.mark.parametrize(
@@ -153,3 +156,114 @@ def test_names_from_strangers_are_not_remembered_without_bound() -> None:
     for number in range(MODELS_REMEMBERED_MAX + 50):
         prices.cap_ceiling("my-proxy", f"model-{number}")
     assert prices._find.cache_info().currsize == MODELS_REMEMBERED_MAX
+
+
+# -- what the operator says
+
+OWN = {
+    "in-house-9b": Model(input=Decimal("0.1"), output=Decimal(2)),
+    "claude-sonnet-4-5": Model(
+        input=Decimal(1),
+        cache_read=Decimal("0.1"),
+        cache_write_5m=Decimal(2),
+        cache_write_1h=Decimal(4),
+        output=Decimal(8),
+        context_window=300_000,
+    ),
+    "azure/gpt-5": Model(input=Decimal(7), output=Decimal(7)),
+    "claude-haiku-4-5": Model(context_window=200_000),
+    "free": Model(input=Decimal(0), output=Decimal(0)),
+    "unpriced": Model(context_window=64_000),
+}
+OWN_PRICES = Prices(OWN)
+EVERY_KIND = Usage(
+    input_tokens=1_000,
+    cache_read_tokens=2_000,
+    cache_write_5m_tokens=3_000,
+    cache_write_1h_tokens=4_000,
+    output_tokens=500,
+)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "expected"),
+    [
+        ("anthropic", "claude-sonnet-4-5", EVERY_KIND, 1_000_000 + 200_000 + 6_000_000 + 16_000_000 + 4_000_000),
+        # What is left out costs what input costs; nothing is taken from the list.
+        ("openai", "in-house-9b", EVERY_KIND, 10_000 * 100 + 1_000_000),
+        ("azure", "gpt-5", EVERY_KIND, 10_500 * 7_000),
+        # A long prompt costs no more than a short one, where nobody says so.
+        ("anthropic", "claude-sonnet-4-5", Usage(input_tokens=1_000_000), 1_000_000_000),
+        ("openai", "free", EVERY_KIND, 0),
+        # A limit is no price, and another provider's price is not this one's.
+        ("anthropic", "claude-haiku-4-5", Usage(input_tokens=7, output_tokens=3), 7_000 + 15_000),
+        ("openai", "gpt-5", Usage(input_tokens=8), 10_000),
+        ("openai", "unpriced", EVERY_KIND, None),
+        # Names are whole names: prices of others are not guessed from them.
+        ("openai", "in-house-9b-2", EVERY_KIND, None),
+        ("openai", "azure/gpt-5", EVERY_KIND, 10_500 * 7_000),
+    ],
+)
+def test_price_that_the_operator_gives_comes_before_the_lists(
+    provider: str, model: str, usage: Usage, expected: int | None
+) -> None:
+    assert OWN_PRICES.price_nanousd(provider, model, usage, AT_MS) == expected
+
+
+def test_price_of_the_operator_beyond_the_ledger_is_unknown() -> None:
+    assert OWN_PRICES.price_nanousd("x", "in-house-9b", Usage(output_tokens=COUNT_MAX), AT_MS) is None
+
+
+def test_version_tells_the_operators_prices_apart_and_says_which_rows_were_priced_by_them() -> None:
+    def version_with(**said: str) -> str:
+        given: dict[str, Any] = {name: Decimal(value) for name, value in said.items()}
+        model = Model(**given)
+        return Prices({"m": model}).price_version("openai", "m")
+
+    first = version_with(input="3", output="15")
+    assert first.startswith("own-") and len(first) < 20
+    assert (
+        first == version_with(input="3.0", output="15.00") == version_with(input="3", output="15", context_window="9")
+    )
+    others = {version_with(input="3", output="16"), version_with(input="3", output="15", cache_read="0")}
+    assert len({first, *others}) == 3
+    # A limit alone makes no price of one's own.
+    assert OWN_PRICES.price_version("anthropic", "claude-haiku-4-5") == version("genai-prices")
+    assert OWN_PRICES.price_version("openai", "gpt-5") == version("genai-prices")
+    assert OWN_PRICES.price_version("azure", "gpt-5").startswith("own-")
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "expected"),
+    [
+        ("anthropic", "claude-sonnet-4-5", 300_000),  # 500,000 at 2 a million
+        ("openai", "in-house-9b", 10_000_000),  # no price for writes: 0.1 for input
+        ("anthropic", "claude-haiku-4-5", 200_000),  # 800,000 by the list's price
+        ("openai", "unpriced", 64_000),
+        ("openai", "free", 0),
+        ("openai", "gpt-5", 800_000),
+    ],
+)
+def test_cap_ceiling_goes_by_the_operators_price_and_never_beyond_the_window(
+    provider: str, model: str, expected: int
+) -> None:
+    assert OWN_PRICES.cap_ceiling(provider, model) == expected
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "expected"),
+    [
+        ("anthropic", "claude-sonnet-4-5", "claude-sonnet-4-5"),
+        ("anthropic", "claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+        ("anthropic", "claude-sonnet-4-5-of-my-own-making", "claude-sonnet-4-5"),
+        ("openai", "in-house-9b", "in-house-9b"),
+        ("azure", "gpt-5", "gpt-5"),
+        ("openai", "no-such-model", ""),
+        ("openai", "", ""),
+    ],
+)
+def test_known_name_is_one_of_the_list_whatever_a_client_makes_of_it(provider: str, model: str, expected: str) -> None:
+    assert OWN_PRICES.known_name(provider, model) == expected

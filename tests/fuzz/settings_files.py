@@ -6,6 +6,7 @@ settings that were taken are taken again when they are handed on as environment.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from msgspec.structs import asdict
 
 from tests.fuzz.coverage import ROOT, Edges
 from tests.fuzz.guided import Target
-from worker.settings import MESSAGE_CHARACTERS_MAX, TABLES, WITHOUT_FLAG, BadSettings, Settings, environment, load
+from worker.configured import changes, listed, table
+from worker.settings import MESSAGE_CHARACTERS_MAX, WITHOUT_FLAG, BadSettings, Settings, environment, load, loaded
 
 PART: Final = b"\x1c"
 """Between the file, the environment and the flags in an input."""
@@ -38,7 +40,7 @@ def check(data: bytes, path: Path) -> None:
     environ = {"HOME": "/nowhere", "PERDURE_CONFIG": str(path), **_pairs(variables)}
     given = {name: value for name, value in _pairs(flags).items() if name not in WITHOUT_FLAG}
     try:
-        settings = load(given, environ)
+        read = loaded(given, environ)
     except BadSettings as error:
         message = str(error)
         assert message.isprintable(), f"not one line: {message[:300]!r}"
@@ -46,12 +48,17 @@ def check(data: bytes, path: Path) -> None:
         is_told = SECRET in environ.get("PERDURE_TOKEN", "") and data.count(SECRET.encode()) == 1
         assert not is_told or SECRET not in message, "the token is quoted"
         return
+    settings = read.settings
+    assert json.dumps(listed(read)) and table(read)
     lists = {name: ",".join(value) for name, value in asdict(settings).items() if isinstance(value, tuple)}
-    handed_on = {**environment(settings), **{f"PERDURE_{name.upper()}": value for name, value in lists.items()}}
-    again = load({}, {"HOME": "/nowhere", **handed_on})
+    handed_on = {**environment(read), **{f"PERDURE_{name.upper()}": value for name, value in lists.items()}}
+    again = load(
+        {}, {"HOME": "/nowhere", "PERDURE_CONFIG": environ["PERDURE_CONFIG"], **_pairs(variables), **handed_on}
+    )
     differing = [name for name in Settings.__struct_fields__ if getattr(again, name) != getattr(settings, name)]
     empty = {name for name in lists if not lists[name]}  # An empty variable is an unset one.
-    assert not set(differing) - TABLES - empty, differing
+    assert not set(differing) - empty, differing
+    assert changes(settings, again, set(differing)) == changes(settings, again, Settings.__struct_fields__)
 
 
 def _pairs(lines: bytes) -> dict[str, str]:
@@ -61,7 +68,20 @@ def _pairs(lines: bytes) -> dict[str, str]:
 
 
 _TOKENS: Final = [
-    *(b"=", b"\n", b'"', b"'''", b"[providers]\n", b"[account_aliases]\n", b"\\u0000", b"\\n", b"\x1c", b"\xff", b"~"),
+    *(
+        b"=",
+        b"\n",
+        b'"',
+        b"'''",
+        b"[providers]\n",
+        b"[account_aliases]\n",
+        b"[models.m]\n",
+        b"\\u0000",
+        b"\\n",
+        b"\x1c",
+        b"\xff",
+        b"~",
+    ),
     *(b"~nobody/x", b"tcp://", b"ipc://", b"http://", b"https://[::1", b"@", b"127.0.0.1:0", b"0.0.0.0:1", b"[::]:1"),
     *("١".encode(), b"nan", b"inf", b"1979-05-27", b"x" * 300, b"config=", b"{", b"[", b"true", b"a.b.c", b",,"),
 ]
@@ -76,6 +96,7 @@ def _seeds() -> list[bytes]:
         b"PERDURE_ANTHROPIC_URL=http://127.0.0.1:1/prefix\nPERDURE_WORKER_URL=ipc:///tmp/pd-x/w.sock"
     ) % SECRET.encode()
     small = b'listen = "127.0.0.1:1"\n[providers]\nlocal = "http://x:1"\n[account_aliases]\nacc = "me"\n'
+    small += b"[models.m]\ninput = 1\noutput = 2\n"
     far = b'worker_url = "tcp://127.0.0.1:9"\ncurve_dir = "/tmp/pd-k"\nca_file = "/etc/hosts"\nbody_bytes = 4096\n'
     return [
         PART.join(parts)

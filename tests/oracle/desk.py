@@ -349,8 +349,11 @@ class _FlatPrices:
     def price_nanousd(self, _provider: str, _model: str, usage: Usage, _at_ms: int) -> int | None:
         return usage.prompt_tokens + usage.output_tokens
 
-    def price_version(self) -> str:
+    def price_version(self, _provider: str, _model: str) -> str:
         return "flat"
+
+    def known_name(self, _provider: str, model: str) -> str:
+        return model
 
     def cap_ceiling(self, _provider: str, _model: str) -> int:
         return 266_666
@@ -368,7 +371,7 @@ class _NoMetrics:
     def inc(self) -> None:
         pass
 
-    def settled(self, _row: protocol.Row, *, model_is_known: bool) -> None:
+    def settled(self, _row: protocol.Row, _known_name: str) -> None:
         pass
 
 

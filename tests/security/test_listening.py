@@ -21,7 +21,7 @@ import pytest
 from tests.processes import HOST, Gateway, eventually, free_ports
 from tests.provider import ScriptedProvider
 from worker.runtime import EXIT_CONFIGURATION
-from worker.settings import BadSettings, Settings, environment, load
+from worker.settings import BadSettings, Settings, environment, load, loaded
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 DEADLINE_SECONDS: Final = 60.0
@@ -116,9 +116,10 @@ def test_daemon_on_loopback_is_not_reached_under_another_address_of_the_machine(
 
 def test_hosts_are_names_and_addresses_in_lower_case() -> None:
     given = "Gateway.Example, host.docker.internal,10.0.0.7, [fd00::7]"
-    found = load({}, {"PERDURE_HOSTS": given})
+    environ = {"PERDURE_HOSTS": given}
+    found = load({}, environ)
     assert found.hosts == ("gateway.example", "host.docker.internal", "10.0.0.7", "fd00::7")
-    assert load({}, environment(found)) == found, "children of a supervisor see the same"
+    assert load({}, {**environ, **environment(loaded({}, environ))}) == found, "children of a supervisor see the same"
 
 
 @pytest.mark.parametrize("name", ["http://a.example", "a.example:80", "*", "a b", "a/b", "x" * 300, "", "[::1]:80"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ PLACES: Final = (
         "event-error",
         "garbage",
     ),
-    *("foreign-host", "foreign-origin", "wrong-token", "agent-name", "path", "huge", "redirect", "cut"),
+    *("foreign-host", "foreign-origin", "wrong-token", "agent-name", "trace", "path", "huge", "redirect", "cut"),
 )
 MARK: Final = {place: f"Mk-{place}-{number:02}f7Qx" for number, place in enumerate(PLACES)}
 TOKEN: Final = MARK["token"]
@@ -105,6 +106,8 @@ def headers_of(wire: Protocol, case: str, session: str = "") -> list[tuple[str, 
         ("x-goog-api-key", MARK["cloud-key"]),
         ("x-conversation-label", MARK["unknown-header"]),
         ("user-agent", f"agent {MARK['agent-name']}/1.0"),
+        ("traceparent", f"00-{MARK['trace']}-{MARK['trace']}-01"),
+        ("tracestate", f"vendor={MARK['trace']}"),
         ("cue", case),
         *([("x-session-id", session)] if session else []),
     ]
@@ -407,6 +410,8 @@ def prove_that_there_was_something_to_find(
     assert names >= {"perdure.db", "perdure.db-wal", "daemon.log", "worker.log", "copy.db"}
     assert sum(len(data) for place, data in places.items() if "wire" in place) > 100_000, "the wire was tapped"
     assert b"named-messages-plain" in places["/api/sessions"], "ids of sessions are shown"
+    (log,) = (data.decode() for place, data in places.items() if Path(place).name == "daemon.log")
+    assert log.count(" turn settled request=") >= rows, "every row has a line in the log"
     everything = b"\0".join(
         b"\0".join([each.target.encode(), repr(each.headers).encode(), each.body]) for each in arrived
     )
@@ -493,7 +498,8 @@ def test_internal_error_logs_its_place_and_nothing_that_it_worked_on() -> None:
         (gateway.directory / "daemon.log").unlink()
     assert not found, "\n".join(found)
     for kind in ("ValueError", "LookupError", "RuntimeError", "KeyError"):
-        assert f"\n{kind} (its text is not logged" in log, kind
+        assert f"{kind} (its text is not logged" in log, kind
+    assert all(re.match(r"\d{4}-\d\d-\d\dT|perdure daemon: ", line) for line in log.splitlines()), "one event, one line"
     assert "daemon/gateway.py" in log and "in faulty_turn" in log and "uncaught in a thread" in log
     assert "perdure daemon: internal error: KeyError at " in log
 

@@ -280,15 +280,18 @@ class _FlatPrices:
     def price_nanousd(self, _provider: str, _model: str, usage: Usage, _at_ms: int) -> int | None:
         return 3 * (usage.prompt_tokens + usage.output_tokens)
 
-    def price_version(self) -> str:
+    def price_version(self, _provider: str, _model: str) -> str:
         return "flat"
+
+    def known_name(self, _provider: str, model: str) -> str:
+        return model
 
     def cap_ceiling(self, _provider: str, _model: str) -> int:
         return 266_666
 
 
 class _NoMetrics:
-    def settled(self, row: protocol.Row, *, model_is_known: bool) -> None:
+    def settled(self, row: protocol.Row, known_name: str) -> None:
         pass
 
 

@@ -1,13 +1,10 @@
-"""What the operating system is asked for: the lock, directories, logs, exits."""
+"""What the operating system is asked for: the lock, directories, exits."""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,20 +17,9 @@ from worker.runtime import (
     leave,
     lock_file,
     private_directory,
-    start_logging,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, root.level = handlers, level
-    for name in ("daemon", "worker"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def test_lock_second_holder_is_refused_and_told_the_first(tmp_path: Path) -> None:
@@ -77,17 +63,6 @@ def test_private_directory_under_a_file_is_refused_in_words(tmp_path: Path) -> N
     with pytest.raises(Fatal, match="name a directory that can be written") as caught:
         private_directory(tmp_path / "file" / "state")
     assert caught.value.status == EXIT_CONFIGURATION
-
-
-@pytest.mark.usefixtures("logging_as_it_was")
-def test_log_line_has_time_level_program_and_text(capsys: pytest.CaptureFixture[str]) -> None:
-    log = start_logging("worker", "info")
-    log.info("ready at %s", "ipc:///x")
-    log.debug("not at this level")
-    logging.getLogger("library").info("libraries are quiet")
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO worker\[\d+\] ready at ipc:///x", said[0])
 
 
 def test_leave_says_one_line_and_ends_with_the_status(capsys: pytest.CaptureFixture[str]) -> None:

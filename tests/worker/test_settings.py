@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import re
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worker.settings import (
+    HANDED_ON,
     IPC_PATH_BYTES_MAX,
     LIST_ENTRIES_MAX,
+    MODELS_MAX,
     NAME_CHARACTERS_MAX,
+    NOT_OF_DAEMON,
+    OF_WORKER,
     RELOADED,
+    SECRET,
     TABLES,
     WITHOUT_FLAG,
     BadSettings,
+    Model,
     Settings,
     environment,
     load,
+    loaded,
+    variable_of,
+    without_handed_on,
 )
 
 EXAMPLE = (Path(__file__).resolve().parents[2] / "perdure.example.toml").read_text("utf-8")
@@ -49,15 +59,44 @@ def test_setting_in_an_empty_variable_is_not_set(tmp_path: Path) -> None:
 
 
 def test_settings_handed_on_as_environment_come_back(tmp_path: Path) -> None:
-    given = from_file(tmp_path, 'tick_seconds = 1.5\ntoken = "t"\nlisten = "0.0.0.0:80"')
-    assert load({}, environment(given)) == given
-
-
-def test_settings_that_are_read_again_are_not_handed_on(tmp_path: Path) -> None:
-    given = from_file(tmp_path, 'session_headers = ["x-mine"]\n[account_aliases]\na = "work"')
+    path = tmp_path / "c.toml"
+    path.write_text('tick_seconds = 1.5\ntoken = "t"\nlisten = "0.0.0.0:80"\nlog_level = "error"')
+    environ = {"PERDURE_CONFIG": str(path)}
+    given = loaded({"log_level": "debug", "daemons": "3"}, environ)
     handed = environment(given)
-    assert not {f"PERDURE_{name.upper()}" for name in RELOADED | TABLES} & set(handed)
-    assert set(handed) == {f"PERDURE_{name.upper()}" for name in set(Settings.__struct_fields__) - RELOADED - TABLES}
+    assert load({}, {**environ, **handed}) == given.settings
+    assert (handed["PERDURE_LOG_LEVEL"], handed["PERDURE_DAEMONS"]) == ("debug", "3")
+
+
+def test_settings_that_are_read_again_are_handed_on_from_flags_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('session_headers = ["x-mine"]\ndrain_seconds = 3\n[account_aliases]\na = "work"')
+    handed = environment(loaded({"config": str(path), "tick_seconds": "7"}, {"PERDURE_BODY_BYTES": "5000"}))
+    others = set(Settings.__struct_fields__) - RELOADED - TABLES
+    assert set(handed) == {HANDED_ON, *(variable_of(name) for name in {*others, "tick_seconds"})}
+
+
+def test_second_reading_sees_past_what_was_handed_on(tmp_path: Path) -> None:
+    """A supervisor hands on what it read in the file, and what it was told otherwise."""
+    path = tmp_path / "c.toml"
+    path.write_text('runtime_dir = "/r"\ndaemons = 2\nlisten = "127.0.0.1:1"')
+    environ = {"PERDURE_CONFIG": str(path), "PERDURE_LISTEN": "127.0.0.1:9"}
+    child = {**environ, **environment(loaded({"daemons": "5", "state_dir": str(tmp_path)}, environ))}
+    path.write_text('runtime_dir = "/k"\ndaemons = 3\nlisten = "127.0.0.1:2"')
+    again = load({}, without_handed_on(child, Settings.__struct_fields__))
+    assert (again.runtime_dir, again.daemons, again.listen) == ("/k", 5, "127.0.0.1:9")
+    assert again.state_dir == str(tmp_path)
+    # What is another program's to use is not looked at.
+    assert load({}, without_handed_on(child, {"listen"})).runtime_dir == "/r"
+
+
+def test_secret_is_not_handed_on(tmp_path: Path) -> None:
+    assert "t0ken" not in str(environment(loaded({}, {"PERDURE_TOKEN": "t0ken"})))
+
+
+def test_every_setting_is_of_a_program() -> None:
+    assert set(Settings.__struct_fields__) >= OF_WORKER | RELOADED | TABLES | SECRET
+    assert NOT_OF_DAEMON <= OF_WORKER
 
 
 def test_lists_tables_and_secrets_have_no_flag() -> None:
@@ -92,6 +131,38 @@ def test_aliases_of_accounts_are_taken_from_the_file_alone(tmp_path: Path) -> No
     text = '[account_aliases]\n4f1c = "Büro Köln"\n"user@example" = "home"'
     found = from_file(tmp_path, text, PERDURE_ACCOUNT_ALIASES="x")
     assert found.account_aliases == {"4f1c": "Büro Köln", "user@example": "home"}
+
+
+def test_models_have_prices_and_limits_as_they_were_written(tmp_path: Path) -> None:
+    text = """
+        [models]
+        "in-house 9b" = { input = 0.1, output = 2 }
+        [models."azure/gpt-5"]
+        input = 1.25
+        cache_read = 0.125
+        cache_write_5m = 0
+        cache_write_1h = 3.75
+        output = 10.0
+        context_window = 400_000
+        [models.big]
+        context_window = 1_000_000
+    """
+    priced = {"input": "1.25", "cache_read": "0.125", "cache_write_5m": "0", "cache_write_1h": "3.75", "output": "10.0"}
+    assert from_file(tmp_path, text).models == {
+        "in-house 9b": Model(input=Decimal("0.1"), output=Decimal(2)),
+        "azure/gpt-5": Model(**{name: Decimal(price) for name, price in priced.items()}, context_window=400_000),
+        "big": Model(context_window=1_000_000),
+    }
+
+
+def test_models_beyond_any_number_are_refused(tmp_path: Path) -> None:
+    text = "[models]\n" + "\n".join(f"m{n} = {{ context_window = 1 }}" for n in range(MODELS_MAX + 1))
+    with pytest.raises(BadSettings, match="1001 models are more than 1000"):
+        from_file(tmp_path, text)
+
+
+def test_broken_value_in_the_file_does_not_matter_where_another_one_rules(tmp_path: Path) -> None:
+    assert from_file(tmp_path, 'tick_seconds = "soon"', PERDURE_TICK_SECONDS="3").tick_seconds == 3.0
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -139,6 +210,23 @@ BAD_FILES = {
     "alias of a number": ("[account_aliases]\na = 1", "account_aliases.a: an alias is a text"),
     "alias of nothing": ('[account_aliases]\na = ""', "account_aliases.a: an alias is a text"),
     "alias on two lines": ('[account_aliases]\na = "x\\ny"', "account_aliases.a: an alias is a text"),
+    "format": ('log_format = "xml"', "'xml' is not text or json"),
+    "models as a text": ('models = "x"', "'x' is not a table"),
+    "model as a number": ("[models]\nx = 3", "models.x: a model is a table"),
+    "model of nothing": ("[models.x]", "models.x: a model is a table"),
+    "model without a name": ('[models.""]\ninput = 1\noutput = 1', "a model's name is a text"),
+    "price by another name": ("[models.x]\ninputs = 1", "models.x: unknown key 'inputs'; did you mean 'input'"),
+    "price as a text": ('[models.x]\ninput = "3"\noutput = 1', "models.x.input: '3' is not a number of dollars"),
+    "price as a truth": ("[models.x]\ninput = true\noutput = 1", "models.x.input: True is not a number"),
+    "price below nothing": ("[models.x]\ninput = -0.1\noutput = 1", "models.x.input: -0.1 is not between 0 and"),
+    "price without end": ("[models.x]\ninput = inf\noutput = 1", "models.x.input: inf is not between"),
+    "price that is none": ("[models.x]\ninput = 1\noutput = nan", "models.x.output: nan is not between"),
+    "price beyond writing": (f"[models.x]\ninput = 0x{'f' * 6_000}\noutput = 1", "a number of thousands of digits"),
+    "half a price": ("[models.x]\ninput = 3", "models.x: a price without output is none"),
+    "price of reads alone": ("[models.x]\ncache_read = 3", "models.x: a price without input is none"),
+    "half a token": ("[models.x]\ncontext_window = 1.5", "models.x.context_window: 1.5 is not a whole number"),
+    "window of nothing": ("[models.x]\ncontext_window = 0", "models.x.context_window: 0 is not between 1 and"),
+    "seconds beyond writing": (f"tick_seconds = 0x{'f' * 6_000}", "thousands of digits is not a number"),
     "other provider that has one": ('[providers]\nopenai = "https://x.example"', "setting of its own, openai_url"),
 }
 
