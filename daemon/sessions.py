@@ -283,8 +283,9 @@ class Sessions:
         if self._canonical(reply.session_id) != reply.session_id:
             # What was claimed was joined with another session since, as a booking's answer has told: it is no more.
             held = self.current(held)
-            held.rebuilding = held.restored = None
-            held.become(Phase.LOST)
+            if held.phase is Phase.CLAIMING and held.claim_sequence == entry.sequence:
+                held.rebuilding = held.restored = None
+                held.become(Phase.LOST)
             return
         held = self._renamed(held, reply.session_id)
         if held.claim_sequence != entry.sequence:

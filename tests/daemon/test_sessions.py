@@ -925,3 +925,15 @@ def test_claim_answered_after_its_session_became_part_of_another_does_not_bring_
     assert bench.sessions.current(held).phase is Phase.LOST
     bench.hold(replace(S, session_id="longer", confirmed=True))
     assert len(bench.claims()) == 2
+
+
+def test_claim_answered_after_its_session_became_part_of_one_that_is_ours_changes_nothing(bench: Bench) -> None:
+    ours = bench.owned(replace(S, session_id="longer"))
+    held = bench.hold().held
+    claim = bench.claims()[-1]
+    bench.answer(bench.settle(held, row(1)), session_id="longer", epoch=1, position=1)
+
+    bench.answer(claim, session_id="s", epoch=1, owned=True)
+
+    assert bench.held_ids() == ["longer"]
+    assert (bench.sessions.current(held), ours.phase, ours.position) == (ours, Phase.OWNED, 1)
