@@ -7,10 +7,13 @@ request however often it is sent, so it is done once or not at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from daemon.errand import Listener, Refused, linked
+from daemon.worker_client import WorkerClient
 from worker.curve import DaemonKeys
 from worker.protocol import Act, Amend, Amended, Command
 from worker.runtime import EXIT_UNAVAILABLE, EXIT_USAGE, Fatal
@@ -23,18 +26,31 @@ ANSWER_SECONDS: Final = 30.0
 
 def amend(act: Act, address: str, keys: DaemonKeys | None) -> Amended:
     """What the worker has done.  Raises Fatal where it is not there, refuses, or does not say."""
-    return asyncio.run(_amend(Amend(request=draw_id(), act=act), address, keys))
+    with amending(address, keys) as send:
+        return send(act)
+
+
+@contextlib.contextmanager
+def amending(address: str, keys: DaemonKeys | None) -> Iterator[Callable[[Act], Amended]]:
+    """The same for one act after the other, over one link.  Between two of them nothing is said and nothing heard."""
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        link, listener = runner.run(stack.enter_async_context(linked(address, keys)))
+        try:
+            yield lambda act: runner.run(_amend(Amend(request=draw_id(), act=act), link, listener))
+        finally:
+            runner.run(stack.aclose())
 
 
 def draw_id() -> str:
     return secrets.token_hex(16)
 
 
-async def _amend(body: Amend, address: str, keys: DaemonKeys | None) -> Amended:
-    async with linked(address, keys) as (link, listener):
-        await _greeted(listener)
-        link.put(Command.AMEND, body)
-        return await _answered(listener)
+async def _amend(body: Amend, link: WorkerClient, listener: Listener) -> Amended:
+    await _greeted(listener)
+    listener.reply = asyncio.get_running_loop().create_future()
+    link.put(Command.AMEND, body)
+    return await _answered(listener)
 
 
 async def _greeted(listener: Listener) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
-from daemon.verbs import correcting, costs, keeping, keys, looking, run, running, units
+from daemon.verbs import correcting, costs, importing, keeping, keys, looking, run, running, units
 from daemon.verbs.parsing import Parser, flags_of
 from worker import runtime
 from worker.runtime import Fatal
@@ -68,6 +68,6 @@ def _parser() -> Parser:
     parser.example = "Example:  perdure up      then, elsewhere:  ANTHROPIC_BASE_URL=http://127.0.0.1:7373 claude"
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for purpose in (running, run, looking, costs, keys, keeping, correcting, units):
+    for purpose in (running, run, looking, costs, keys, keeping, importing, correcting, units):
         purpose.add(verbs)
     return parser

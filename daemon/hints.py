@@ -40,14 +40,20 @@ def _may_hint(name: str) -> bool:
     return is_own and len(name) <= NAME_CHARACTERS_MAX and not _NEVER.search(name)
 
 
+def may_be_secret(name: str) -> bool:
+    """Whether a header of that name may hold what must not be kept."""
+    return bool(_SECRET.search(name))
+
+
 def _speaks_of_session(name: str) -> bool:
     return bool(_SESSION.search(name)) and not _LARGER.search(name)
 
 
 NAME_CHARACTERS_MAX: Final = 64
 _IS_ID: Final = re.compile(r"[A-Za-z0-9_-]{8,128}")
+_SECRET: Final = re.compile(r"token|cookie|auth|secret|api-?key|password|signature")
 _NEVER: Final = re.compile(
-    r"token|cookie|auth|secret|api-?key|password|signature|^x-stainless-|^x-perdure-|^x-forwarded-|^x-real-ip"
+    rf"{_SECRET.pattern}|^x-stainless-|^x-perdure-|^x-forwarded-|^x-real-ip"
     r"|request-id|correlation-id|trace|span"
 )
 """Secrets; what SDKs say of themselves; what is new with every request."""

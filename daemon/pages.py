@@ -112,6 +112,8 @@ def _did(shown: Mapping[str, Any]) -> str:
         return f"merged {session_id} into {other_id}, {moved}"
     if shown["verb"] == "split":
         return f"split {moved} off {session_id} into {other_id}"
+    if shown["verb"] == "adopt":
+        return f"adopted {many(shown['moved'], 'session')} of {session_id}"
     if shown["verb"] == "forget":
         return f"forgot {session_id}, {moved} kept in the sums"
     return f"took back change {shown['undoes']}, {moved} between {session_id} and {other_id}"

@@ -28,16 +28,18 @@ SHARED = {
 }
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")
-ALSO = {"backup", "copies", "store"}
+ALSO = {"adopt", "backup", "copies", "store"}
 """The command line reads the database itself, so that it works with every process dead."""
 
 EDGES = {
     "apsw": {"worker/store.py"},
     "zmq": {"worker/server.py", "worker/curve.py", "daemon/worker_client.py"},
+    "sqlite3": {"daemon/foreign.py"},
     "aiohttp": {"daemon/http_server.py", "daemon/upstream.py"},
 }
 PURE = [
     "worker/protocol.py",
+    "worker/adopt.py",
     "worker/amend.py",
     "worker/correction.py",
     "worker/forget.py",
@@ -63,6 +65,7 @@ PURE = [
     "daemon/hints.py",
     "daemon/identity.py",
     "daemon/index.py",
+    "daemon/lore.py",
     "daemon/outbox.py",
     "daemon/pages.py",
     "daemon/routing.py",

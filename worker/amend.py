@@ -21,10 +21,11 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from worker.adopt import adopt
 from worker.correction import Refused, Told, by_start, known_as, refuse_running, session_at
 from worker.forget import forget
 from worker.ledger import Sums, sums_of_session
-from worker.protocol import Act, Amend, Amended, Forget, Key, KeyKind, Lost, Merge, Row, Split, Undo, Why
+from worker.protocol import Adopt, Amend, Amended, Forget, Key, KeyKind, Lost, Merge, Row, Split, Undo, Why
 from worker.stored import Amendment, Image, KeptKey, Placed, Seen, Session, Tables
 
 REASON_CHARACTERS_MAX: Final = 512
@@ -55,6 +56,9 @@ def amend(tables: Tables, body: Amend, *, live: frozenset[str], now: int) -> Cor
         other_id="",
         moved=0,
     )
+    if isinstance(body.act, Adopt):
+        (entry, lost), adopted = adopt(tables, body.act, entry)
+        return Correction(replace(_told(entry), adopted=adopted), lost)
     try:
         entry, lost = _done(tables, body.act, entry, live)
     except Refused as refused:
@@ -63,7 +67,7 @@ def amend(tables: Tables, body: Amend, *, live: frozenset[str], now: int) -> Cor
     return Correction(_told(entry), lost)
 
 
-def _done(tables: Tables, act: Act, entry: Amendment, live: frozenset[str]) -> Told:
+def _done(tables: Tables, act: Merge | Split | Undo | Forget, entry: Amendment, live: frozenset[str]) -> Told:
     match act:
         case Merge():
             return merge(tables, act, entry)
@@ -320,6 +324,9 @@ def _undoable(tables: Tables, number: int) -> Amendment:
         raise Refused(f"change {number} forgot a session, and what is forgotten is gone; {remedy}")
     if change.undone_by is not None:
         raise Refused(f"change {number} is undone already, by change {change.undone_by}")
+    if change.verb == "adopt":
+        remedy = "`perdure session forget ID` forgets a session that it brought"
+        raise Refused(f"change {number} was an import, which can not be taken back; {remedy}")
     if not change.before:
         raise Refused(f"change {number} can not be undone any more: what it moved was forgotten since")
     later = tables.standing_after(number, [change.session_id, change.other_id])

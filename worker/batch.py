@@ -92,7 +92,8 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
                 amended, owners = amend(tables, write.body, live=live, now=now)
                 reply = Reply(sequence=write.sequence, session_id=amended.other_id, amended=amended)
                 lost += owners
-                changes = max(changes, amended.change)
+                if amended.verb != "adopt":  # What is new to the store has other names than what anybody remembers.
+                    changes = max(changes, amended.change)
                 told.clear()  # Positions are given anew.
             case _:
                 reply = keep(tables, write.body, write)

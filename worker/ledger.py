@@ -74,8 +74,12 @@ def sums_of_session(row: Row | None) -> Sums:
 
 
 def day_key(row: Row) -> DayKey:
-    day = datetime.fromtimestamp(min(row.started_at / 1000, _LAST_SECOND), UTC).date().isoformat()
-    return DayKey(day, row.kind, row.provider, row.model, row.client, row.account)
+    return DayKey(day_of(row.started_at), row.kind, row.provider, row.model, row.client, row.account)
+
+
+def day_of(milliseconds: int) -> str:
+    """The day of a moment, in UTC."""
+    return datetime.fromtimestamp(min(milliseconds / 1000, _LAST_SECOND), UTC).date().isoformat()
 
 
 _LAST_SECOND = 253_402_300_799

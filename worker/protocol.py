@@ -43,6 +43,8 @@ SAID_MAX: Final = 4
 HINTS_MAX: Final = 8
 """Hints of one request; real ones carry two or three."""
 
+ADOPTIONS_MAX: Final = 25
+"""Sessions adopted by one write: about 15 ms of the worker's loop."""
 SPLIT_EVENTS_MAX: Final = 1_000
 """Rows named one by one in a split: more than a command line holds."""
 
@@ -358,7 +360,44 @@ class Forget(Struct, frozen=True, kw_only=True, tag_field="verb", tag="forget"):
     """With its sub-agents, and theirs; else one that has any is not forgotten."""
 
 
-Act = Merge | Split | Undo | Forget
+class Adoption(Struct, frozen=True, kw_only=True):
+    """A session of another gateway, in the terms of this one."""
+
+    foreign_id: Id
+    """Its id there, which becomes an alias."""
+    session_id: Id
+    """The id that its client's next request will propose here; else one that is derived from the foreign one."""
+    keys: Annotated[list[Key], Meta(max_length=4)] = []
+    header_name: Text = ""
+    header_session_id: Text = ""
+    fingerprint: Text = ""
+    """The other gateway's own: it is shown, and nothing is recognised by it."""
+    parent: Text = ""
+    client: Text = ""
+    provider: Text = ""
+    model: Text = ""
+    message_count: Count = 0
+    first_seen_at: Milliseconds
+    last_seen_at: Milliseconds
+    """The day on which its figures are booked."""
+    turns: Count = 0
+    input_tokens: Count = 0
+    cache_read_tokens: Count = 0
+    cache_write_tokens: Count = 0
+    output_tokens: Count = 0
+    cost_nanousd: Money = 0
+    snapshot: Snapshot | None = None
+    """Of position 0: what turns here teach comes after it."""
+
+
+class Adopt(Struct, frozen=True, kw_only=True, tag_field="verb", tag="adopt"):
+    """Sessions of another gateway become known here, with what they cost there as an opening balance."""
+
+    source: Literal["lore"]
+    sessions: Annotated[list[Adoption], Meta(max_length=ADOPTIONS_MAX)]
+
+
+Act = Merge | Split | Undo | Forget | Adopt
 
 
 class Amend(Struct, frozen=True, kw_only=True):
@@ -420,6 +459,25 @@ class IndexPage(Struct, frozen=True, kw_only=True):
     """Pass it on to get the next page; −1 after the last one."""
 
 
+Outcome = Literal["new", "joined", "updated", "unchanged", "forgotten"]
+"""new: there was no such session; joined: there was, with turns of its own; updated: an earlier import knew less of it;
+forgotten: an operator had it forgotten since, so that it stays so."""
+
+
+class Adopted(Struct, frozen=True, array_like=True):
+    """What became of an Adoption."""
+
+    session_id: Text
+    outcome: Outcome
+    is_calibrated: bool = False
+    """Its state is the one that came with it."""
+    is_alias: bool = False
+    """The foreign id leads to it."""
+    turns: Count = 0
+    """By how much the sums went up, and…"""
+    cost_nanousd: Money = 0
+
+
 class Amended(Struct, frozen=True, kw_only=True):
     """What came of an AMEND."""
 
@@ -433,10 +491,13 @@ class Amended(Struct, frozen=True, kw_only=True):
     other_id: Text = ""
     """…the one that its rows went to; of an undo, those of the change that was taken back; of what was forgotten ''."""
     moved: Count = 0
-    """Rows that went to another session; of what was forgotten, those that stay in the sums."""
+    """Rows that went to another session; of what was forgotten, those that stay in the sums; sessions that were adopted
+    or updated."""
     stayed: Count = 0
     """Rows of `other_id` that an undo left there, since they are newer than the change; sub-agents that were forgotten
     with their session."""
+    adopted: list[Adopted] = []
+    """In the order of the adoptions; empty for a request that was done before."""
 
 
 class Reply(Struct, frozen=True, kw_only=True):

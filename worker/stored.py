@@ -120,9 +120,9 @@ class Amendment(Struct, frozen=True, kw_only=True):
     request: str
     """Drawn by whoever sent it."""
     at: int
-    verb: Literal["merge", "split", "undo", "forget"]
+    verb: Literal["merge", "split", "undo", "forget", "adopt"]
     session_id: str
-    """Of an undo, both ids are those of what it took back."""
+    """Of an undo, both ids are those of what it took back; of sessions that were adopted, where they came from."""
     other_id: str
     """The session that rows went to; of what was forgotten it is not told."""
     moved: int
@@ -132,6 +132,16 @@ class Amendment(Struct, frozen=True, kw_only=True):
     """Above all that the session had which was forgotten."""
     before: list[Image] = []
     """The sessions as they were; empty once it is undone, or can not be any more."""
+
+
+class Opening(NamedTuple):
+    """A session of another gateway that was imported."""
+
+    session_id: str | None
+    """Of this store, or an alias by now; None once it was forgotten."""
+    at: int
+    sums: Sums
+    """What its figures have added to the sums so far."""
 
 
 class Tables(Protocol):
@@ -202,6 +212,11 @@ class Tables(Protocol):
     def epoch_forgotten(self) -> int:
         """No session that was forgotten had a greater one."""
         ...
+
+    # What only imports need.
+    def adopted(self, source: str, foreign_id: str) -> Opening | None: ...
+    def put_adopted(self, source: str, foreign_id: str, opening: Opening) -> None: ...
+    def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None: ...
 
     def forget_adopted(self, session_id: str) -> None:
         """That a session of another gateway became this one; it stays known that it was imported."""

@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from worker.ledger import DayKey, Sums
 from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
 from worker.retention import Aging
-from worker.stored import HOLDERS_MAX, Amendment, Holder, Image, KeptKey, Lesson, Link, Seen, Session
+from worker.stored import HOLDERS_MAX, Amendment, Holder, Image, KeptKey, Lesson, Link, Opening, Seen, Session
 
 Value = int | float | str | None
 
@@ -249,6 +249,15 @@ class SqliteTables:
             raise DamagedRow("session change: its epoch")  # Every session that begins would get it.
         return int(epoch)
 
+    # -- what only imports need --------------------------------------------------------------------------------------
+
+    def adopted(self, source: str, foreign_id: str) -> Opening | None:
+        found = self._first(_ADOPTED, source, foreign_id)
+        return Opening(found[0], found[1], Sums(*found[2:])) if found else None
+
+    def put_adopted(self, source: str, foreign_id: str, opening: Opening) -> None:
+        self._execute(_PUT_ADOPTED, (source, foreign_id, opening.session_id, opening.at, *opening.sums))
+
     def forget_adopted(self, session_id: str) -> None:
         self._execute("UPDATE session_adopted SET session_id = NULL WHERE session_id = ?", (session_id,))
 
@@ -445,6 +454,12 @@ _PUT_HISTORY: Final = (
 _PUT_HINT: Final = _upsert("session_hint", ("session_id", "name", "value", "turns"), ("session_id", "name"))
 _PUT_LESSON: Final = _upsert("learned_header", ("client", "name", "conversations", "contradicted"), ("client", "name"))
 _PUT_AMENDMENT: Final = _upsert("session_change", _AMENDMENT_COLUMNS, ("id",))
+_ADOPTED: Final = (
+    f"SELECT session_id, at, {', '.join(Sums._fields)} FROM session_adopted WHERE source = ? AND foreign_id = ?"
+)
+_PUT_ADOPTED: Final = _upsert(
+    "session_adopted", ("source", "foreign_id", "session_id", "at", *Sums._fields), ("source", "foreign_id")
+)
 _ADD_TO_SESSION: Final = _adding("session_total", ("session_id",))
 _ADD_TO_DAY: Final = _adding("day_total", DayKey._fields)
 _ADD_TO_ROLLED: Final = _adding("session_rolled", ("session_id",))

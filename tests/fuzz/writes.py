@@ -65,6 +65,7 @@ POOLS: Final[dict[str, Any]] = {
     "generation": (1, 2, 3),
     "seen": (0, 1, 2),
     "change": (1, 2, 3),
+    "foreign_id": ("f-1", "f-2"),
     "request": ("r-1", "r-2", "r-3"),
     "model": ("m-1", "m-2"),
     "chain_length": (0, 1, 2, 3),
@@ -158,15 +159,17 @@ class _Witness:
         assert self._settled.keys() <= {row.event_id for row in rows if row.is_settled}, "a settled row is gone"
 
     def _check_sums(self, rows: list[Row]) -> None:
-        sessions: defaultdict[str, Sums] = defaultdict(Sums)
-        days: defaultdict[DayKey, Sums] = defaultdict(Sums)
+        names, keys = ", ".join(Sums._fields), len(DayKey._fields)
+        # What was imported stands where the sums of removed rows stand.
+        rolled = self._db.execute(f"SELECT session_id, {names} FROM session_rolled")
+        sessions = defaultdict(Sums, {key: Sums(*sums) for key, *sums in rolled if any(sums)})
+        rolled = self._db.execute(f"SELECT {', '.join(DayKey._fields)}, {names} FROM day_rolled")
+        days = defaultdict(Sums, {DayKey(*v[:keys]): Sums(*v[keys:]) for v in rolled if any(v[keys:])})
         for row in rows:
             sessions[row.session_id] = sessions[row.session_id].plus(sums_of_session(row))
             days[day_key(row)] = days[day_key(row)].plus(sums_of_day(row))
-        names = ", ".join(Sums._fields)
         told = {key: Sums(*sums) for key, *sums in self._db.execute(f"SELECT session_id, {names} FROM session_total")}
         assert {key: sums for key, sums in told.items() if any(sums)} == dict(sessions)
-        keys = len(DayKey._fields)
         found = self._db.execute(f"SELECT {', '.join(DayKey._fields)}, {names} FROM day_total")
         of_days = {DayKey(*values[:keys]): Sums(*values[keys:]) for values in found}
         assert {key: sums for key, sums in of_days.items() if any(sums)} == dict(days)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from worker.ledger import DayKey, Sums
 from worker.protocol import Key, KeyKind, Row, Snapshot
 from worker.retention import Aging
-from worker.stored import Amendment, Holder, KeptKey, Lesson, Link, Seen, Session
+from worker.stored import Amendment, Holder, KeptKey, Lesson, Link, Opening, Seen, Session
 
 KeyPlace = tuple[KeyKind, str, str, str]
 """Kind, value, name, session id."""
@@ -49,6 +49,7 @@ class MemoryTables:
         self.session_rolled: dict[str, Sums] = {}
         self.day_rolled: dict[DayKey, Sums] = {}
         self.amendments: dict[int, Amendment] = {}
+        self.openings: dict[tuple[str, str], Opening] = {}
         self._events: dict[str, tuple[str, ...]] = {}
         self.journal: list[Change] = []
 
@@ -277,8 +278,18 @@ class MemoryTables:
     def epoch_forgotten(self) -> int:
         return max((each.epoch for each in self.amendments.values()), default=0)
 
+    # -- what only imports need --------------------------------------------------------------------------------------
+
+    def adopted(self, source: str, foreign_id: str) -> Opening | None:
+        return self.openings.get((source, foreign_id))
+
+    def put_adopted(self, source: str, foreign_id: str, opening: Opening) -> None:
+        self._put("openings", (source, foreign_id), opening)
+
     def forget_adopted(self, session_id: str) -> None:
-        pass
+        for place, opening in [*self.openings.items()]:
+            if opening.session_id == session_id:
+                self._put("openings", place, opening._replace(session_id=None))
 
     def _drop(self, table: str, place: Any) -> None:
         stored = getattr(self, table)

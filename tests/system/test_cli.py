@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 VERBS: Final = (
     *("up", "daemon", "worker", "run", "down", "ctl", "status", "sessions", "show", "costs", "keys"),
-    *("backup", "restore", "session", "install-units"),
+    *("backup", "restore", "import", "session", "install-units"),
 )
 CORRECTIONS: Final = (
     ("merge", "some", "other"),

@@ -178,8 +178,10 @@ def test_forgotten_sessions_begin_anew_on_both_daemons_and_cost_what_they_cost(g
     assert gateway.sessions() == []
     assert perdure("show", ids[named], **environ(gateway)).returncode == 2
     assert gateway.query("SELECT * FROM day_total ORDER BY 1, 2, 3, 4, 5, 6") == spent
-    log = perdure("session", "log", **environ(gateway)).stdout
-    assert f"forgot {ids[unnamed]}, 2 rows kept in the sums" in log
+    log = perdure("session", "log", **environ(gateway)).stdout.splitlines()
+    newest, before = (line.split()[3:] for line in log[1:3])
+    assert newest[:2] == ["forget", "2"] and ids[unnamed].startswith(newest[2])
+    assert before[:2] == ["forget", "4"] and ids[named].startswith(before[2])
 
     gateway.kill_all()
     gateway.start()

@@ -527,6 +527,9 @@ def dump_of_memory(tables: MemoryTables) -> dict[str, Any]:
         "hints": dict(tables.hints),
         "session_sums": {name: sums for name, sums in tables.session_sums.items() if sums != Sums()},
         "day_sums": dict(tables.day_sums),
+        "session_rolled": {name: sums for name, sums in tables.session_rolled.items() if sums != Sums()},
+        "day_rolled": dict(tables.day_rolled),
+        "openings": dict(tables.openings),
     }
 
 
@@ -536,6 +539,9 @@ def dump_of_sql(db: apsw.Connection) -> dict[str, Any]:
     rows = [row_of(each) for each in db.execute(f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger")]
     keys = db.execute("SELECT kind, value, name, session_id, event_id, at FROM session_key")
     totals = db.execute(f"SELECT session_id, {sums} FROM session_total")
+    rolled = db.execute(f"SELECT session_id, {sums} FROM session_rolled")
+    rolled_days = db.execute(f"SELECT day, kind, provider, model, client, account, {sums} FROM day_rolled")
+    openings = db.execute(f"SELECT source, foreign_id, session_id, at, {sums} FROM session_adopted")
     days = db.execute(f"SELECT day, kind, provider, model, client, account, {sums} FROM day_total")
     return {
         "sessions": {session.session_id: _bare(session) for session in sessions},
@@ -546,6 +552,9 @@ def dump_of_sql(db: apsw.Connection) -> dict[str, Any]:
         "hints": {(s, n): (v, t) for s, n, v, t in db.execute("SELECT * FROM session_hint")},
         "session_sums": {name: Sums(*each) for name, *each in totals if Sums(*each) != Sums()},
         "day_sums": {tuple(each[:6]): Sums(*each[6:]) for each in days},
+        "session_rolled": {name: Sums(*each) for name, *each in rolled if Sums(*each) != Sums()},
+        "day_rolled": {tuple(each[:6]): Sums(*each[6:]) for each in rolled_days},
+        "openings": {tuple(each[:2]): (*each[2:4], Sums(*each[4:])) for each in openings},
     }
 
 

@@ -30,6 +30,9 @@ PARTS = {
         protocol.Split,
         protocol.Undo,
         protocol.Forget,
+        protocol.Adopt,
+        protocol.Adoption,
+        protocol.Adopted,
         protocol.Amended,
         protocol.IndexEntry,
         protocol.Family,
@@ -44,6 +47,7 @@ LIMITS = (
     "SKETCH_HASHES_MAX",
     "SAID_MAX",
     "HINTS_MAX",
+    "ADOPTIONS_MAX",
     "SPLIT_EVENTS_MAX",
 )
 
