@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
-from daemon.verbs import correcting, costs, importing, keeping, keys, looking, run, running, units
+from daemon.verbs import correcting, costs, doctor, importing, keeping, keys, looking, run, running, units
 from daemon.verbs.parsing import Parser, flags_of
 from worker import runtime
 from worker.runtime import Fatal
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A model's or client's name may have characters that this terminal's encoding does not.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _run(_parser().parse_args(arguments))
+        status = _run(_options(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has all it wanted (`| head`).  Python flushes once more at exit, which must not fail.
@@ -46,9 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    if not arguments:
+        # Whoever types the name alone wants to know what there is; a script that forgot its verb must not go on.
+        parser.print_help()
+    return parser.parse_args(arguments)
+
+
 def _run(options: argparse.Namespace) -> int:
     try:
-        settings = load(flags_of(options), os.environ)
+        try:
+            settings = load(flags_of(options), os.environ)
+        except BadSettings as error:
+            if not hasattr(options, "refused"):
+                raise
+            return int(options.refused(error, options))
         status: int = options.act(settings, options)
     except (BadSettings, StoreRefused) as error:
         raise Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
@@ -68,6 +81,6 @@ def _parser() -> Parser:
     parser.example = "Example:  perdure up      then, elsewhere:  ANTHROPIC_BASE_URL=http://127.0.0.1:7373 claude"
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for purpose in (running, run, looking, costs, keys, keeping, importing, correcting, units):
+    for purpose in (running, run, looking, costs, doctor, keys, keeping, importing, correcting, units):
         purpose.add(verbs)
     return parser

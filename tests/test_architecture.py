@@ -61,6 +61,7 @@ PURE = [
     "daemon/chain.py",
     "daemon/columns.py",
     "daemon/cost.py",
+    "daemon/doctor.py",
     "daemon/gradient.py",
     "daemon/hints.py",
     "daemon/identity.py",

@@ -129,9 +129,11 @@ def restore(file: Path, database: Path, *, stamp: str, judge: Judge, progress: P
 
 
 def verify(path: Path, judge: Judge, progress: Progress) -> Contents:
-    """Read all of a database that nobody writes to.  Raises StoreRefused for any damage."""
+    """Read all of a database, as it is at one moment.  Raises StoreRefused for any damage."""
     reader = Reader(path, steps_max=UNLIMITED_STEPS)
     try:
+        # One moment's, where somebody writes meanwhile: sums are of the rows that are read.
+        list(reader.execute("BEGIN"))
         progress("checking its structure", 0.0)
         _check_structure(reader, path)
         rows = _check_sums(reader, path, progress)

@@ -30,6 +30,7 @@ __all__ = [
     "changes_of",
     "costs_of",
     "event_named",
+    "newest_at",
     "page_of_sessions",
     "rows_of",
     "session_named",
@@ -227,6 +228,11 @@ def rows_of(execute: Execute, *, since: int = 0, session_id: str = "") -> Iterat
         yield from [row_of(values) for values in execute(_ROWS_NUMBERED, (start, start + ROWS_PER_LOOK, since))]
 
 
+def newest_at(execute: Execute) -> int:
+    """When the latest of the rows that were entered last began, in Unix milliseconds; 0 if there is none."""
+    return int(next(iter(execute(_NEWEST_AT)))[0])
+
+
 @contextmanager
 def _one_moment(execute: Execute) -> Generator[None]:
     """All reads within see the store as it is at the first of them."""
@@ -326,6 +332,7 @@ _GROUPS: Final[dict[By, str]] = {
     },
 }
 _NUMBERS_OF_SESSION = "SELECT rowid FROM ledger WHERE session_id = ? AND started_at >= ? ORDER BY rowid"
+_NEWEST_AT = "SELECT coalesce(max(started_at), 0) FROM (SELECT started_at FROM ledger ORDER BY rowid DESC LIMIT 100)"
 _ROW_NUMBERED = f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid = ?"
 _ROWS_NUMBERED = (
     f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid >= ? AND rowid < ? AND started_at >= ? ORDER BY rowid"

@@ -499,6 +499,11 @@ def _steps() -> list[tuple[str, str]]:
     return sorted((entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql"))
 
 
+def known_schema() -> int:
+    """The newest that this program knows."""
+    return len(_steps())
+
+
 def _schema_names(version: int) -> set[str]:
     """The tables and indexes that a database of that version has."""
     fresh = apsw.Connection(":memory:")

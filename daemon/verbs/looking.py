@@ -51,7 +51,7 @@ def add(verbs: Verbs) -> None:
 
 def status(settings: Settings, options: argparse.Namespace) -> int:
     """Is it there, is it well, what does it hold.  Exit status 0 if turns are answered."""
-    report = report_of(_facts(settings))
+    report = report_of(status_facts(settings))
     print(json.dumps(report, indent=2) if options.json else status_page(report, screen()))
     return runtime.EXIT_OK if report["status"] in ("ready", "degraded") else runtime.EXIT_UNAVAILABLE
 
@@ -93,7 +93,7 @@ def _sessions(reader: Reader, limit: int | None, account_aliases: Mapping[str, s
             return
 
 
-def _facts(settings: Settings) -> Facts:
+def status_facts(settings: Settings) -> Facts:
     """Everybody is asked at once: the whole takes as long as the slowest of them may."""
     worker = WorkerSays(settings)
     worker.start()

@@ -6,6 +6,7 @@ One rule: a verb says what it takes and who does it; `daemon.cli` alone runs it.
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -22,8 +23,25 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return f"{self.example}\n\n{super().format_help()}"
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What a verb does not know is an error of that verb: its own help and its own options are what helps."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self._subparsers is None:
+            word, _, _ = unknown[0].partition("=")
+            self.error(f"{word!r} is not known here{nearest(word, self._option_string_actions)}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """One word out of several, such as a verb."""
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            guess = nearest(str(value), known) or f"; there are {', '.join(known)}"
+            is_what = f"nothing that {action.option_strings[0]} takes" if action.option_strings else "no verb"
+            self.error(f"{value!r} is {is_what}{guess}")
+
     def error(self, message: str) -> NoReturn:
-        runtime.leave("perdure", Fatal(runtime.EXIT_USAGE, f"{message}; `{self.prog} --help` says more"))
+        end = "" if message.endswith("?") else ";"
+        runtime.leave("perdure", Fatal(runtime.EXIT_USAGE, f"{message}{end} `{self.prog} --help` says more"))
 
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Any]"  # argparse has no public name for it
@@ -49,6 +67,12 @@ def add_verb(
 def flags_of(options: argparse.Namespace) -> dict[str, str]:
     """The settings on the command line."""
     return {name: value for name, value in vars(options).items() if isinstance(value, str)}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A guess at what was meant."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def positive(text: str) -> int:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 VERBS: Final = (
-    *("up", "daemon", "worker", "run", "down", "ctl", "status", "sessions", "show", "costs", "keys"),
+    *("up", "daemon", "worker", "run", "down", "ctl", "status", "sessions", "show", "costs", "doctor", "keys"),
     *("backup", "restore", "import", "session", "install-units"),
 )
 CORRECTIONS: Final = (
@@ -110,7 +110,7 @@ def test_version_is_told() -> None:
     "arguments",
     [
         (),
-        ("doctor",),
+        ("doctr",),
         ("status", "--colour"),
         ("sessions", "--limit", "0"),
         ("sessions", "--limit", "x"),
@@ -133,6 +133,27 @@ def test_usage_error_is_one_line_and_status_2(arguments: tuple[str, ...]) -> Non
     run = perdure(*arguments)
     assert run.returncode == 2
     assert "--help" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("doctr",), "did you mean 'doctor'?"),
+        (("xyz",), "there are up, "),
+        (("session", "mrge", "a", "b"), "did you mean 'merge'?"),
+        (("status", "--jsno"), "did you mean '--json'?"),
+        (("costs", "--by", "modl"), "did you mean 'model'?"),
+        (("sessions", "extra"), "`perdure sessions --help`"),
+    ],
+)
+def test_slip_of_the_hand_is_told_what_was_meant(arguments: tuple[str, ...], said: str) -> None:
+    run = perdure(*arguments)
+    assert run.returncode == 2 and said in run.stderr
+
+
+def test_name_alone_shows_the_help_and_is_an_error() -> None:
+    run = perdure()
+    assert run.returncode == 2 and run.stdout == perdure("--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [*RUNNING, *READERS])
