@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.admission import Admission
+from daemon.adoption import Adoption
 from daemon.cost import Prices
 from daemon.gateway import Gateway
 from daemon.http_server import CannotListen, HttpServer
@@ -29,6 +30,8 @@ from daemon.outbox import Outbox
 from daemon.own import OwnPaths
 from daemon.providers import body_fields
 from daemon.sessions import Sessions
+from daemon.spill import Write
+from daemon.spillfiles import CanNotKeep, SpillFiles, spill_directories
 from daemon.upstream import Upstream
 from daemon.worker_client import WorkerClient
 from worker import protocol
@@ -36,14 +39,16 @@ from worker.curve import daemon_keys
 from worker.logs import start_logging
 from worker.metrics import families_of
 from worker.notify import PULSE_SECONDS, Notifier
+from worker.protocol import Booking
 from worker.runtime import place_of
 from worker.settings import Settings
 from worker.standing import DaemonStanding
 
 IDLE_DRAIN_SECONDS: Final = 2.0
 """How long idle connections live on after SIGTERM: a request may already be on its way on them."""
-FLUSH_SECONDS: Final = 10.0
-"""How long the last writes may take to be acknowledged before the process ends without them."""
+FLUSH_SECONDS: Final = 3.0
+"""How long the last writes may take to be acknowledged before they are kept in a file: a worker that was killed is back
+in a second or two."""
 START_SECONDS: Final = 30.0
 """How long a start may take from when it listens; it takes `own.PRELOAD_WAIT_SECONDS` at most, on a machine that has
 time for it."""
@@ -77,10 +82,11 @@ class BackgroundFailed(Exception):
 
 
 class WritesLeft(Exception):
-    """The worker was not there to take the last writes."""
+    """The worker was not there to take the last writes, and no file took them either."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(f"{count} writes were not stored, since no worker took them; stop daemons before the worker")
+    def __init__(self, count: int, trouble: str) -> None:
+        told = f"{count} writes are lost: no worker took them, and they could not be kept in a file"
+        super().__init__(f"{told} ({trouble}); stop daemons before the worker, or set PERDURE_SPILL_DIR")
 
 
 class Daemon:
@@ -103,6 +109,7 @@ class Daemon:
         self._notifier = notifier or Notifier()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
+        self._lost: WritesLeft | None = None
         self._cutting: asyncio.Task[None] | None = None
         self._background: dict[str, asyncio.Task[None]] = {}
         """By name; what runs for as long as the process does."""
@@ -113,12 +120,7 @@ class Daemon:
         self._started_at = time.time_ns() // 1_000_000
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
-        self._sessions = Sessions(
-            index=KeyIndex(),
-            early_key=secrets.token_bytes(32),
-            log=log,
-            key_file=KeyFile(Path(settings.runtime_dir) / "hash.key", log) if settings.runtime_dir else None,
-        )
+        self._sessions = _sessions(settings, log)
         self._link = WorkerClient(
             address=settings.worker_url,
             keys=daemon_keys(settings.worker_url, settings.curve_dir),
@@ -130,11 +132,16 @@ class Daemon:
             log=log,
         )
         self._sessions.start(self._link)
+        self._spill_files = SpillFiles(spill_directories(settings), log)
+        self._adoption = Adoption(
+            self._spill_files, link=self._link, outbox=self._outbox, count=self._metrics.adopted.inc, log=log
+        )
         self._own = OwnPaths(
             link=self._link,
             metrics=self._families,
             standing=self._standing,
             account_aliases=settings.account_aliases,
+            adopted=self._adoption.is_first_look_over,
         )
         self._upstream = Upstream(ca_file=settings.ca_file)
         self._server = HttpServer()
@@ -171,6 +178,8 @@ class Daemon:
         self._link.start(self._sessions)
         self._background["link"] = asyncio.create_task(self._link.run(), name="link")
         self._background["pulse"] = asyncio.create_task(tick(PULSE_SECONDS / 2, self._pulse), name="pulse")
+        adopting = self._adoption.run(lambda: self.settings.tick_seconds)
+        self._background["adoption"] = asyncio.create_task(adopting, name="adoption")
         for task in self._background.values():
             task.add_done_callback(self._on_background_end)
         self._start_tick()
@@ -183,9 +192,10 @@ class Daemon:
         if not self._stop.is_set():
             self._notifier.ready(self.status())
         await self._stop.wait()
+        self._background["adoption"].cancel()
         await self._shut_down()
-        if len(self._outbox):
-            raise WritesLeft(len(self._outbox))
+        if self._lost is not None:
+            raise self._lost
         if self._failure is not None:
             raise BackgroundFailed(place_of(self._failure)) from self._failure
 
@@ -230,7 +240,7 @@ class Daemon:
         self._background["tick"] = task
 
     async def _shut_down(self) -> None:
-        """The order of stopping: nothing new, streams, settled rows, snapshots, goodbye."""
+        """The order of stopping: nothing new, streams, settled rows, snapshots, what is left, goodbye."""
         self._become(Phase.DRAINING)
         self._own.is_draining = True
         # A socket that was passed is shared: whoever asks it next gets a daemon that goes on.
@@ -244,6 +254,8 @@ class Daemon:
         if await self._link.emptied(deadline):
             await self._flush()
             await self._link.emptied(deadline)
+        self._adoption.close()
+        self._keep_what_is_left()
         background = list(self._background.values())
         for task in background:
             task.remove_done_callback(self._on_background_end)
@@ -257,6 +269,21 @@ class Daemon:
     async def _pulse(self) -> None:
         """Sent from this loop, so that it stops when the loop does."""
         self._notifier.pulse(self.status)
+
+    def _keep_what_is_left(self) -> None:
+        """Rows that no worker took go to a file, from where another daemon sends them."""
+        # What was adopted is in its file still.
+        own = self._outbox.own()
+        left = [Write(each.command, each.body) for each in own if isinstance(each.body, Booking)]
+        if not left:
+            return
+        try:
+            path = self._spill_files.keep(left)
+        except CanNotKeep as error:
+            self._lost = WritesLeft(len(left), str(error))
+        else:
+            told = "%d writes that no worker took are kept in %s; any daemon that runs or starts sends them on"
+            self._log.warning(told, len(left), path)
 
     async def _flush(self) -> None:
         """Write a snapshot of everything dirty, a few at a time: requests are not to wait for thousands of them."""
@@ -311,6 +338,15 @@ class Daemon:
         self._log.critical("stopping: %s", place_of(error), exc_info=error)
         self._failure = self._failure or error
         self._stop.set()
+
+
+def _sessions(settings: Settings, log: logging.Logger) -> Sessions:
+    return Sessions(
+        index=KeyIndex(),
+        early_key=secrets.token_bytes(32),
+        log=log,
+        key_file=KeyFile(Path(settings.runtime_dir) / "hash.key", log) if settings.runtime_dir else None,
+    )
 
 
 def rules_of(settings: Settings) -> Rules:

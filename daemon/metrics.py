@@ -53,6 +53,11 @@ class Metrics:
             "perdure_refused_answers", "Frames of the worker that were not understood", registry=registry
         )
         self.snapshots = Counter("perdure_snapshots", "Snapshots of dirty sessions written", registry=registry)
+        self.adopted = Counter(
+            "perdure_adopted_writes",
+            "Writes of daemons that ended while no worker took them, sent to the worker by another one",
+            registry=registry,
+        )
         self.outbox_writes = Gauge("perdure_outbox_writes", "Writes not yet acknowledged", registry=registry)
         self.outbox_oldest = Gauge(
             "perdure_outbox_oldest_seconds", "Age of the oldest write not yet acknowledged", registry=registry

@@ -38,6 +38,8 @@ class Entry(Struct):
     put_at: float
     sent_at: float = -1.0
     """When it was last handed to the wire; negative while it was not."""
+    is_adopted: bool = False
+    """Left behind by a daemon that has ended (`daemon.adoption`); where it came from it also stays until then."""
 
 
 class Outbox:
@@ -49,6 +51,7 @@ class Outbox:
         self._sequence = 0
         self._unsent: OrderedDict[int, Entry] = OrderedDict()
         self._in_flight: OrderedDict[int, Entry] = OrderedDict()
+        self._adopted = 0
 
     def __len__(self) -> int:
         return len(self._unsent) + len(self._in_flight)
@@ -58,15 +61,23 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        return len(self) >= self.limit
+        # What others left behind must not take the place of turns that are asked for now.
+        return len(self) - self._adopted >= self.limit
 
     def put(self, command: Command, body: Body, now: float) -> int:
         """Keep a write; gives its sequence.  Raises OutboxFull, except for an END: its turn was already let in."""
         if self.is_full and command is not Command.END:
             raise OutboxFull
-        self._sequence += 1
-        self._unsent[self._sequence] = Entry(self._sequence, command, body, now)
-        return self._sequence
+        return self._keep(command, body, now, is_adopted=False)
+
+    def adopt(self, command: Command, body: Body, now: float) -> int:
+        """Keep a write of a daemon that has ended; gives its sequence here.  How many are here is the caller's care."""
+        self._adopted += 1
+        return self._keep(command, body, now, is_adopted=True)
+
+    def own(self) -> list[Entry]:
+        """Everything that is kept nowhere else, in order."""
+        return [entry for entry in self._in_order() if not entry.is_adopted]
 
     def next_due(self, now: float) -> Entry | None:
         """The write to send next: the longest silent one, then the oldest unsent one, within the window."""
@@ -87,11 +98,14 @@ class Outbox:
 
     def acked(self, sequence: int) -> Entry | None:
         """Remove a committed write; None when it is not here: acknowledged before, or never ours."""
-        return self._in_flight.pop(sequence, None) or self._unsent.pop(sequence, None)
+        entry = self._in_flight.pop(sequence, None) or self._unsent.pop(sequence, None)
+        if entry is not None and entry.is_adopted:
+            self._adopted -= 1
+        return entry
 
     def resend_all(self) -> None:
         """A new worker is there, which has seen nothing that is still here: everything again, in order."""
-        everything = sorted([*self._in_flight.values(), *self._unsent.values()], key=lambda entry: entry.sequence)
+        everything = self._in_order()
         self._in_flight.clear()
         self._unsent = OrderedDict((entry.sequence, entry) for entry in everything)
 
@@ -100,3 +114,11 @@ class Outbox:
         # Unsent writes are in the order of their putting; those in flight, in that of their last sending.
         first_unsent = [entry.put_at for entry in islice(self._unsent.values(), 1)]
         return now - min([*first_unsent, *(entry.put_at for entry in self._in_flight.values())], default=now)
+
+    def _keep(self, command: Command, body: Body, now: float, *, is_adopted: bool) -> int:
+        self._sequence += 1
+        self._unsent[self._sequence] = Entry(self._sequence, command, body, now, is_adopted=is_adopted)
+        return self._sequence
+
+    def _in_order(self) -> list[Entry]:
+        return sorted([*self._in_flight.values(), *self._unsent.values()], key=lambda entry: entry.sequence)

@@ -25,8 +25,8 @@ from worker.records import Account, Group, Record
 from worker.standing import DaemonStanding, Standing
 
 PRELOAD_WAIT_SECONDS: Final = 2.0
-"""How long after its start a daemon holds turns back until it knows the newest keys: a restarted worker needs a
-fraction of it, and an absent one must not keep requests waiting."""
+"""How long after its start a daemon holds turns back until it knows the newest keys, and the worker what other daemons
+left behind: a restarted worker needs a fraction of it, and an absent one must not keep requests waiting."""
 STATUS_SECONDS: Final = 1.0
 """How long the worker may take to say how it stands: it is asked because something may be wrong."""
 JSON: Final = "application/json"
@@ -41,10 +41,12 @@ class OwnPaths:
         metrics: Callable[[], list[protocol.Family]],
         standing: Callable[[], DaemonStanding],
         account_aliases: Mapping[str, str],
+        adopted: asyncio.Event,
     ) -> None:
         self.account_aliases = account_aliases
         """The operator's names for accounts; may be replaced at any time."""
         self._link = link
+        self._adopted = adopted
         self._metrics = metrics
         self._standing = standing
         # Read once: it is in a file, and who asks for health may ask when no descriptor is left.
@@ -57,6 +59,7 @@ class OwnPaths:
         try:
             async with asyncio.timeout(PRELOAD_WAIT_SECONDS):
                 await self._link.preloaded.wait()
+                await self._adopted.wait()
         except TimeoutError:
             pass  # No worker: requests go on without it (degraded).
         self._given_up.set()

@@ -224,7 +224,7 @@ class Sessions:
             case protocol.Claim():
                 self._claimed(entry, reply)
             case protocol.Booking() as booking:
-                self._booked(booking, reply)
+                (self._adopted if entry.is_adopted else self._booked)(booking, reply)
             case protocol.SnapshotWrite() as write:
                 self._snapshotted(write, reply)
 
@@ -409,6 +409,17 @@ class Sessions:
             if held.phase is Phase.OWNED and not is_fork:
                 held.forget()  # It was ours under a name of its own; but a longer conversation went through it.
             held = self._forked(held, booking, reply.session_id) if is_fork else self._renamed(held, reply.session_id)
+        self._placed(held, booking, reply)
+
+    def _adopted(self, booking: protocol.Booking, reply: protocol.Reply) -> None:
+        """Booked by a daemon that has ended: news of a session that may be held here.  Nobody here counts the turn
+        as in flight, or knows the session by the name it had there."""
+        held = self._at(reply.session_id)
+        if held is not None:
+            self._placed(held, booking, reply)
+
+    def _placed(self, held: Held, booking: protocol.Booking, reply: protocol.Reply) -> None:
+        """What a booking's acknowledgement tells of its session."""
         held.shape = reply.shape or held.shape
         rows = list(reply.rows)
         if booking.row.is_settled and reply.position:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final, Protocol
 
@@ -142,6 +142,12 @@ class WorkerClient:
         self._flush()
         return sequence
 
+    def adopt(self, command: Command, body: Body) -> int:
+        """The same for a write that a daemon left behind which has ended; the outbox is never too full for it."""
+        sequence = self._outbox.adopt(command, body, time.monotonic())
+        self._flush()
+        return sequence
+
     async def acknowledged(self, sequence: int) -> bool:
         """Wait, a little, until a write is committed.  False: it is not known to be, and the answer goes on."""
         if sequence not in self._outbox:
@@ -156,6 +162,13 @@ class WorkerClient:
         if self._last_heard < asked_at and self.state is LinkState.READY:
             self._become(LinkState.SILENT)
         return False
+
+    async def taken(self, sequences: Iterable[int]) -> None:
+        """Wait, however long, until the worker has said something about each of these writes."""
+        waiting = [sequence for sequence in sequences if sequence in self._outbox]
+        waiters = [self._waiters.setdefault(sequence, self._loop.create_future()) for sequence in waiting]
+        if waiters:
+            await asyncio.wait(waiters)
 
     async def query(self, body: protocol.Query, patience_seconds: float = QUERY_SECONDS) -> protocol.Answer | None:
         """Ask what the store or the worker knows; None when the worker does not say in time."""

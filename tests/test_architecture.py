@@ -71,6 +71,7 @@ PURE = [
     "daemon/pages.py",
     "daemon/routing.py",
     "daemon/shape.py",
+    "daemon/spill.py",
     "daemon/standing.py",
     "daemon/state.py",
     "daemon/trace.py",

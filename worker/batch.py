@@ -143,7 +143,7 @@ def book(
     if before is not None and home is not None and home.forgotten_at:
         return _settle_forgotten(tables, home, before, body, write), []
     session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
-    is_fork = _is_outrun(tables, session, body, write, before, live=live)
+    is_fork = _is_outrun(tables, session, body, before, live=live)
     if is_fork:
         session, why = _fork(tables, session, body)
     found = _went_through(tables, session, body)
@@ -290,9 +290,7 @@ def resolve(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     return session, replace(naming.why, reason=reason[:WHY_CHARACTERS_MAX]) if origin else None
 
 
-def _is_outrun(
-    tables: Tables, session: Session, body: Booking, write: Write, before: Row | None, *, live: frozenset[str]
-) -> bool:
+def _is_outrun(tables: Tables, session: Session, body: Booking, before: Row | None, *, live: frozenset[str]) -> bool:
     """The sender owned the session and took a turn for its next one without asking, but another daemon went on from the
     same answer and was first here.  What a claim would have said then holds: the second one is a fork."""
     naming = body.naming
@@ -301,7 +299,8 @@ def _is_outrun(
     if before is not None:
         # An operator may have merged it since.
         return before.session_id == (tables.alias(naming.drawn_id) or naming.drawn_id) != session.session_id
-    if session.owner in ("", write.boot) or not _goes_on(tables, session, naming):
+    # Whose row it is counts, not who brings it: that may be another daemon, for one that has ended.
+    if session.owner in ("", body.row.boot) or not _goes_on(tables, session, naming):
         return False  # Nobody was faster; or an older store was put back, which does not know the answer.
     found, _ = _proven(tables, naming, at=body.row.started_at, live=live)
     late, _ = _told_late(tables, naming)

@@ -121,6 +121,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Certificates to trust for providers, instead of the system's."""
     state_dir: str = ""
     runtime_dir: str = ""
+    spill_dir: str = ""
+    """A directory of a daemon's own for writes that no worker took before it had to end; empty, or where that one takes
+    none: `spill` in the state directory, else in the runtime directory."""
     worker_url: str = ""
     """Where the worker listens and daemons find it: `ipc://PATH`, or `tcp://HOST:PORT` with keys."""
     group: str = ""
@@ -394,7 +397,9 @@ def _placed(settings: Settings, environ: Mapping[str, str]) -> Settings:
     runtime = _absolute("PERDURE_RUNTIME_DIR", runtime or str(Path(state) / "run"))
     url = settings.worker_url or f"ipc://{runtime}/worker.sock"
     curve = _absolute("PERDURE_CURVE_DIR", settings.curve_dir) if settings.curve_dir else ""
-    return replace(settings, state_dir=state, runtime_dir=runtime, worker_url=url, curve_dir=curve)
+    spill = _absolute("PERDURE_SPILL_DIR", settings.spill_dir) if settings.spill_dir else ""
+    places = {"state_dir": state, "runtime_dir": runtime, "worker_url": url, "curve_dir": curve, "spill_dir": spill}
+    return replace(settings, **places)
 
 
 def _absolute(origin: str, path: str) -> str:

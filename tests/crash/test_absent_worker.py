@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.app import FLUSH_SECONDS
 from tests.clients import RawAnswer
 from tests.crash.checker import answers_by_mark, check_totals, settled_findings
 from tests.crash.conversation import Attempt, Conversation
 from tests.crash.crowd import NAMED, Crowd
-from tests.processes import DEADLINE_SECONDS, Gateway, eventually
+from tests.processes import Gateway, eventually
 from tests.provider import ScriptedProvider
 from tests.system.turns import sum_of_rows
 from worker.protocol import Protocol
-from worker.runtime import EXIT_UNAVAILABLE
 
 SEED = 9
 PACE_SECONDS = 0.02
@@ -126,20 +124,6 @@ def test_unnamed_conversation_on_a_restarted_daemon_whose_worker_hangs_keeps_its
             gateway.wait_ready()
         _say_to_all(gateway, talks, attempts, 1)
         _assert_one_session_each(provider, gateway, talks, attempts)
-
-
-def test_daemon_told_to_stop_with_writes_that_no_worker_took_says_how_many_and_exits_75() -> None:
-    with ScriptedProvider() as provider, Gateway(provider, tick_seconds=3_600) as gateway:
-        gateway.start()
-        talk = Conversation("messages", "left")
-        _say_to_all(gateway, [talk], [], 1)
-        gateway.kill("worker")
-        _say_to_all(gateway, [talk], [], 2)
-        assert gateway.stop("daemon", FLUSH_SECONDS + DEADLINE_SECONDS) == EXIT_UNAVAILABLE
-        (line,) = (line for line in gateway.log("daemon").splitlines() if line.startswith("perdure daemon: "))
-        # The begin and the end of both turns.
-        assert line.startswith("perdure daemon: 4 writes were not stored")
-        assert len(gateway.rows()) == 1
 
 
 def _say_to_all(gateway: Gateway, talks: list[Conversation], attempts: list[Attempt], turns: int) -> None:

@@ -16,7 +16,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,8 +29,11 @@ from msgspec.structs import replace
 from daemon import app, own, worker_client
 from daemon.app import Daemon, Phase
 from daemon.identity import derived_id
+from daemon.spill import Write
+from daemon.spillfiles import SpillFiles
 from tests.daemon.raw_http import PATIENCE_SECONDS, Peer, Script, a_client, a_provider, answering, run, until
 from tests.processes import free_ports
+from tests.worker.writing import booking
 from worker import protocol
 from worker.protocol import Booking, Claim, Command, Message
 from worker.settings import Settings
@@ -170,8 +173,9 @@ WELCOME = protocol.Welcome(boot="w-1", incarnation="i-1", hash_key="ab" * 32, ve
 class Stage:
     """A daemon, its worker, and the provider it forwards to."""
 
-    def __init__(self, worker: FakeWorker, daemon: Daemon, port: int) -> None:
+    def __init__(self, worker: FakeWorker, daemon: Daemon, port: int, spill: Path) -> None:
         self.worker = worker
+        self.spill = spill
         self.daemon = daemon
         self.port = port
 
@@ -181,6 +185,9 @@ class Stage:
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nx-session-id: {SESSION}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         await client.send(head.encode() + body)
+
+    def left_behind(self) -> list[str]:
+        return sorted(path.name for path in self.spill.iterdir()) if self.spill.is_dir() else []
 
     async def get(self, path: str) -> bytes:
         async with a_client(self.port) as client:
@@ -205,9 +212,17 @@ class Stage:
 
 @asynccontextmanager
 async def a_stage(
-    script: Script, *, worker_is_there: bool = True, index: dict[int, protocol.IndexPage] | None = None
+    script: Script,
+    *,
+    worker_is_there: bool = True,
+    index: dict[int, protocol.IndexPage] | None = None,
+    left_behind: Sequence[Write] = (),
+    is_to_run: bool = True,
 ) -> AsyncIterator[Stage]:
     directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="pd-"))
+    spill = directory / "spill"
+    if left_behind:
+        SpillFiles([spill], logging.getLogger("daemon")).keep(left_behind)
     address = f"ipc://{directory}/worker.sock"
     [port] = free_ports(1)
     worker = FakeWorker(address)
@@ -227,8 +242,8 @@ async def a_stage(
         if worker_is_there:
             worker.start()
         try:
-            await until(lambda: daemon.phase is Phase.RUNNING or running.done())
-            yield Stage(worker, daemon, port)
+            await until(lambda: daemon.phase is Phase.RUNNING or running.done() or not is_to_run)
+            yield Stage(worker, daemon, port, spill)
         finally:
             # The last flush waits for its acknowledgements.
             if not worker_is_there:
@@ -568,5 +583,77 @@ def test_last_write_that_is_refused_while_draining_holds_nobody_up(monkeypatch: 
             assert len(stage.worker.of(Command.END)) == 1
             await stage.worker.acknowledge()
             await until(lambda: stage.daemon.phase is Phase.STOPPED)
+
+    run(scenario())
+
+
+# -- what daemons left behind ------------------------------------------------------------------------------------------
+
+LEFT = [Write(Command.BEGIN, booking(1, settled=False)), Write(Command.END, booking(1))]
+
+
+def test_file_that_was_left_behind_is_gone_with_its_last_acknowledgement_and_not_before() -> None:
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER), worker_is_there=False, left_behind=LEFT) as stage:
+            stage.worker.withheld = {Command.END}
+            stage.worker.start()
+            await until(lambda: len(stage.worker.writes) == len(LEFT))
+            await stage.overtake()
+            assert stage.left_behind() == ["00000001.writes"]
+            assert [(message.command, message.body) for message in stage.worker.writes] == [
+                (write.command, write.body) for write in LEFT
+            ]
+            await stage.worker.acknowledge()
+            await until(lambda: not stage.left_behind())
+
+    run(scenario())
+
+
+def test_turn_waits_at_start_until_what_was_left_behind_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "PRELOAD_WAIT_SECONDS", FOR_EVER_SECONDS)
+
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER), worker_is_there=False, left_behind=LEFT, is_to_run=False) as stage:
+            stage.worker.withheld = {Command.END}
+            stage.worker.start()
+            await until(lambda: bool(stage.worker.of(Command.END)))
+            async with a_client(stage.port) as client, reading(client) as read:
+                await stage.ask(client)
+                await stage.overtake()
+                assert not stage.worker.of(Command.CLAIM)
+                await stage.worker.acknowledge()
+                await read.until(DOCUMENT)
+
+    run(scenario())
+
+
+def test_daemon_told_to_stop_while_it_adopts_keeps_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FLUSH_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER), worker_is_there=False, left_behind=LEFT) as stage:
+            stage.worker.withheld = {Command.END}
+            stage.worker.start()
+            await until(lambda: bool(stage.worker.of(Command.END)))
+            stage.daemon.stop()
+            await until(lambda: stage.daemon.phase is Phase.STOPPED)
+            assert stage.left_behind() == ["00000001.writes"]
+
+    run(scenario())
+
+
+def test_file_whose_last_writes_are_acknowledged_in_the_drain_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FLUSH_SECONDS", FOR_EVER_SECONDS)
+
+    async def scenario() -> None:
+        async with a_stage(answering(ANSWER), worker_is_there=False, left_behind=LEFT) as stage:
+            stage.worker.withheld = {Command.END}
+            stage.worker.start()
+            await until(lambda: bool(stage.worker.of(Command.END)))
+            stage.daemon.stop()
+            await until(lambda: stage.daemon.phase is Phase.FLUSHING)
+            await stage.worker.acknowledge()
+            await until(lambda: stage.daemon.phase is Phase.STOPPED)
+            assert not stage.left_behind()
 
     run(scenario())

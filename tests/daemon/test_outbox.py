@@ -140,3 +140,27 @@ def test_oldest_seconds_after_a_resend_still_finds_the_oldest() -> None:
     outbox.sent(first, 0.5 + RESEND_SECONDS)
 
     assert outbox.oldest_seconds(now=2.0) == 2.0
+
+
+def test_adopted_writes_do_not_fill_it() -> None:
+    outbox = Outbox(2)
+    adopted = [outbox.adopt(Command.END, BODY, now=0.0) for _ in range(5)]
+
+    outbox.put(Command.BEGIN, BODY, now=0.0)
+    assert not outbox.is_full
+    outbox.put(Command.BEGIN, BODY, now=0.0)
+    assert outbox.is_full and len(outbox) == 7
+
+    outbox.acked(adopted[0])
+    outbox.acked(adopted[0])
+    with pytest.raises(OutboxFull):
+        outbox.put(Command.BEGIN, BODY, now=0.0)
+
+
+def test_own_writes_are_those_that_were_not_adopted_in_their_order() -> None:
+    outbox = filled(2)
+    outbox.adopt(Command.END, BODY, now=0.0)
+    send_all(outbox, now=0.0)
+    last = outbox.put(Command.END, BODY, now=0.0)
+
+    assert [entry.sequence for entry in outbox.own()] == [1, 2, last]

@@ -114,6 +114,13 @@ class Bench:
         self.link.outbox.acked(entry.sequence)
         self.sessions.acknowledged(entry, Reply(sequence=entry.sequence, **reply))
 
+    def adopt(self, naming: Naming, row: Row, **reply: Any) -> None:
+        """Send what a daemon that has ended left behind, and acknowledge it."""
+        command = Command.END if row.is_settled else Command.BEGIN
+        booking = Booking(naming=naming, row=row, epoch=1, seen=0)
+        self.link.outbox.adopt(command, booking, 0.0)
+        self.answer(booking, **reply)
+
     def unanswered(self) -> list[Entry]:
         outbox = self.link.outbox
         return [*outbox._in_flight.values(), *outbox._unsent.values()]
@@ -937,3 +944,40 @@ def test_claim_answered_after_its_session_became_part_of_one_that_is_ours_change
 
     assert bench.held_ids() == ["longer"]
     assert (bench.sessions.current(held), ours.phase, ours.position) == (ours, Phase.OWNED, 1)
+
+
+# -- what daemons left behind ------------------------------------------------------------------------------------------
+
+
+def test_adopted_turn_of_a_session_held_here_is_folded_in(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+
+    bench.adopt(S, row(2), session_id="s", epoch=1, owned=True, position=2)
+
+    assert held.base == fold(EMPTY, ledger(1, 2))
+    assert (held.phase, held.turns_in_flight, held.pending) == (Phase.OWNED, 0, {})
+
+
+def test_adopted_turn_of_an_earlier_epoch_does_not_take_the_session_away(bench: Bench) -> None:
+    held = bench.owned(epoch=4, rows=ledger(1))
+
+    bench.adopt(S, row(2), session_id="s", epoch=4, owned=False, position=2)
+
+    assert held.phase is Phase.OWNED
+
+
+def test_adopted_turn_that_turned_out_to_be_a_fork_leaves_no_turn_in_flight(bench: Bench) -> None:
+    held = bench.owned(rows=ledger(1))
+    drawn = replace(S, confirmed=True, drawn_id="drawn")
+
+    bench.adopt(drawn, replace(row(2), ended_at=0), session_id="drawn", epoch=0)
+    bench.adopt(drawn, row(2), session_id="drawn", epoch=0, position=1)
+
+    assert (held.turns_in_flight, held.phase) == (0, Phase.OWNED)
+    assert bench.held_ids() == ["s"]
+
+
+def test_adopted_turn_of_a_session_nobody_holds_here_changes_nothing(bench: Bench) -> None:
+    bench.adopt(S, row(1), session_id="elsewhere", epoch=1, position=1)
+
+    assert bench.held_ids() == []

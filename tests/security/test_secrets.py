@@ -384,9 +384,11 @@ def test_no_mark_is_found_anywhere(tell: Tell, tmp_path: Path) -> None:
             for wire in WIRES:
                 body = json.dumps(body_of(wire, stream=False, number=1_000)).encode()
                 assert ask(gateway, PATHS[wire], headers_of(wire, "plain"), body).status == 200
+            assert gateway.stop("daemon") == 0
+            left_behind = files_under(gateway.directory / "spill")
             gateway.start()
             eventually(lambda: all(row.ended_at for row in gateway.rows()), what="everything is settled")
-            places = shown_on_paths(gateway) | shown_by_command(gateway)
+            places = shown_on_paths(gateway) | shown_by_command(gateway) | left_behind
             for name in ("worker", "daemon"):
                 places[f"ps {name}"] = Path(f"/proc/{gateway.pid(name)}/cmdline").read_bytes()
             places |= files_under(gateway.directory, tap.path.parent)
@@ -407,7 +409,7 @@ def prove_that_there_was_something_to_find(
 ) -> None:
     assert rows > 80 and statuses == {"complete", "error", "interrupted"}
     names = {Path(place).name for place in places}
-    assert names >= {"perdure.db", "perdure.db-wal", "daemon.log", "worker.log", "copy.db"}
+    assert names >= {"perdure.db", "perdure.db-wal", "daemon.log", "worker.log", "copy.db", "00000001.writes"}
     assert sum(len(data) for place, data in places.items() if "wire" in place) > 100_000, "the wire was tapped"
     assert b"named-messages-plain" in places["/api/sessions"], "ids of sessions are shown"
     (log,) = (data.decode() for place, data in places.items() if Path(place).name == "daemon.log")

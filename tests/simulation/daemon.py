@@ -22,6 +22,7 @@ from daemon.index import KeyIndex
 from daemon.outbox import Body, Entry, Outbox, OutboxFull
 from daemon.providers import Answer, Turn, Unit
 from daemon.sessions import Sessions
+from daemon.spill import Write
 from tests.simulation.checks import Begun, Checks
 from tests.simulation.clockwork import Clock, Host, Resume, Wait
 from worker import protocol
@@ -76,6 +77,11 @@ class Link:
 
     def put(self, command: Command, body: Body) -> int:
         sequence = self.outbox.put(command, body, self._clock.seconds)
+        self._flush()
+        return sequence
+
+    def adopt(self, command: Command, body: Body) -> int:
+        sequence = self.outbox.adopt(command, body, self._clock.seconds)
         self._flush()
         return sequence
 
@@ -167,11 +173,21 @@ class Daemon:
         self._clock = clock
         self._checks = checks
         self._started_at = clock.now
+        self._in_flight: list[Booking] = []
         self.host.every(BEAT_MILLISECONDS, self.link.beat)
         self.host.every(tick, self._flush)
 
     def held(self) -> list[Held]:
         return list(self.sessions._held.values())
+
+    def stop(self) -> list[Write]:
+        """Told to stop, twice: streams are cut, and what no worker took is left behind."""
+        for booking in self._in_flight:
+            if not booking.is_settled:
+                booking.settle(Answer(), "interrupted", 200)
+        self.host.kill()
+        own = self.link.outbox.own()
+        return [Write(each.command, each.body) for each in own if isinstance(each.body, protocol.Booking)]
 
     def latch(self) -> None:
         """Change something that no ledger row tells, in a session this daemon takes for its own."""
@@ -248,6 +264,8 @@ class Daemon:
             now=lambda: clock.now,
         )
         booking.begin()
+        self._in_flight = [each for each in self._in_flight if not each.is_settled]
+        self._in_flight.append(booking)
         self._checks.began(row.event_id, Begun(request.conversation, self.boot, request.is_aside))
         return booking, row
 

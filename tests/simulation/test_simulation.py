@@ -49,7 +49,17 @@ def test_seeds_meet_the_situations_the_checks_are_for() -> None:
         seen["never ended"] += sum(not row.is_settled for row in world.store.tables.rows.values())
         seen["changed hands"] += sum(session.epoch > 2 for session in world.store.tables.sessions.values())
 
-    often = ("latches", "owned", "fenced", "joined", "never ended", "changed hands", "forks", "aside as side")
+    often = (
+        "latches",
+        "owned",
+        "fenced",
+        "joined",
+        "never ended",
+        "adopted",
+        "changed hands",
+        "forks",
+        "aside as side",
+    )
     assert all(seen[name] > 10 for name in often) and seen["judged again"], seen
 
 
@@ -92,6 +102,14 @@ def test_without_the_resend_a_turn_is_never_settled(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Outbox, "next_due", only_unsent)
     monkeypatch.setattr(Outbox, "resend_all", lambda _outbox: None)
+
+    assert_found("living_daemons_row_is_settled", tell)
+
+
+def test_without_what_stopped_daemons_left_behind_a_turn_is_never_settled(
+    monkeypatch: pytest.MonkeyPatch, tell: Tell
+) -> None:
+    monkeypatch.setattr(Outbox, "own", lambda _outbox: [])
 
     assert_found("living_daemons_row_is_settled", tell)
 

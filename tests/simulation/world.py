@@ -16,6 +16,7 @@ from unittest import mock
 from daemon.held import Phase
 from daemon.identity import derived_id
 from daemon.providers import Unit
+from daemon.spill import Write
 from daemon.state import encode
 from tests.simulation.checks import Checks, Violation, settled_rows
 from tests.simulation.clockwork import Clock, Host, Resume, Wait, Weather, Wire
@@ -31,6 +32,7 @@ QUIET_MILLISECONDS: Final = 12_000
 """Longer than the latest message, a client's patience and a few resends."""
 PATIENCE_MILLISECONDS: Final = 2_500
 """After which a client sends the same request again, to any daemon."""
+ADOPT_MILLISECONDS: Final = 150
 CONVERSATIONS_MAX: Final = 6
 """Forks included."""
 PAGE_ROWS: Final = (3, 500)
@@ -43,6 +45,30 @@ def run(seed: int) -> list[Violation]:
     with mock.patch.object(batch, "ROWS_PER_REPLY_MAX", world.clock.rng.choice(PAGE_ROWS)):
         world.live()
     return world.checks.violations
+
+
+class LeftBehind:
+    """What a daemon left that was told to stop."""
+
+    def __init__(self, writes: list[Write]) -> None:
+        self._writes = writes
+        self._reader: Daemon | None = None
+        self._waiting: list[int] = []
+
+    @property
+    def is_over(self) -> bool:
+        return self._reader is not None and not self._waiting
+
+    def look(self, daemon: Daemon, checks: Checks) -> None:
+        """Go on with whoever reads it; if that one is dead the next begins anew."""
+        if self._reader is not None and not self._reader.host.is_alive:
+            self._reader = None
+        if self._reader is None and daemon.host.is_alive and daemon.link.is_heard:
+            self._reader = daemon
+            self._waiting = [daemon.link.adopt(write.command, write.body) for write in self._writes]
+            checks.seen["adopted"] += len(self._waiting)
+        if self._reader is not None:
+            self._waiting = [sequence for sequence in self._waiting if sequence in self._reader.link.outbox]
 
 
 class World:
@@ -58,6 +84,9 @@ class World:
         self._worker = self._new_worker()
         self._daemons = [self._new_daemon(place) for place in range(DAEMONS)]
         self._clients = Host(self.clock)
+        self._left: list[LeftBehind] = []
+        self._stopped: set[str] = set()
+        """Boots that were told to stop: they lose no more than those that live."""
         self._conversations = 0
         self._named: dict[int, str] = {}
 
@@ -66,6 +95,7 @@ class World:
             self._begin(is_named=self.clock.chance(0.6))
         self.clock.after(100, self._trouble)
         self.clock.after(50, self._latch)
+        self.clock.after(ADOPT_MILLISECONDS, self._adopt)
         self.clock.run_until(TROUBLE_MILLISECONDS)
         self._heal()
         self.clock.run_until(TROUBLE_MILLISECONDS + QUIET_MILLISECONDS)
@@ -136,7 +166,7 @@ class World:
             return
         rng = self.clock.rng
         place = rng.randrange(DAEMONS)
-        match rng.randrange(5):
+        match rng.randrange(6):
             case 0:
                 self._kill_daemon(place)
             case 1:
@@ -144,6 +174,8 @@ class World:
                 self.clock.after(rng.choice((100, 1_500)), self._raise_worker)
             case 2:
                 self._wire.cut_until[place] = self.clock.now + rng.choice((300, 4_000))
+            case 3:
+                self._stop_daemon(place)
             case _:
                 self._daemons[place].host.stopped_until = self.clock.now + rng.choice((300, 2_000, 5_000))
         if not self._worker.host.is_alive:
@@ -161,7 +193,23 @@ class World:
 
     def _kill_daemon(self, place: int) -> None:
         self._daemons[place].host.kill()
+        self._raise_daemon_later(place)
 
+    def _stop_daemon(self, place: int) -> None:
+        daemon = self._daemons[place]
+        if daemon.host.is_alive and self.clock.now >= daemon.host.stopped_until:
+            self._left.append(LeftBehind(daemon.stop()))
+            self._stopped.add(daemon.boot)
+            self._raise_daemon_later(place)
+
+    def _adopt(self) -> None:
+        """One file at a time is read by some daemon, and is gone once all of it is acknowledged there."""
+        for left in self._left:
+            left.look(self._daemons[self.clock.rng.randrange(DAEMONS)], self.checks)
+        self._left = [left for left in self._left if not left.is_over]
+        self.clock.after(ADOPT_MILLISECONDS, self._adopt)
+
+    def _raise_daemon_later(self, place: int) -> None:
         def again() -> None:
             if not self._daemons[place].host.is_alive:
                 self._daemons[place] = self._new_daemon(place)
@@ -210,7 +258,8 @@ class World:
         for daemon in self._daemons:
             checks.expect(not len(daemon.link.outbox), "everything_was_said", len(daemon.link.outbox))
             self._owner_is_stored(daemon)
-        checks.quiet(tables, frozenset(daemon.boot for daemon in self._daemons), self._named)
+        checks.expect(not self._left, "everything_was_adopted", len(self._left))
+        checks.quiet(tables, frozenset(daemon.boot for daemon in self._daemons) | self._stopped, self._named)
 
     def _owner_is_stored(self, daemon: Daemon) -> None:
         """What the present owner knows is in the store, and its own turns are part of it."""

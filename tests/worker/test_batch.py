@@ -1011,6 +1011,19 @@ def test_book_of_an_owners_turn_that_was_outrun_is_a_fork(outrun: MemoryTables) 
     assert outrun.sessions["s"].owner == "d2"
 
 
+def test_book_of_an_outrun_turn_that_the_present_owner_brings_for_a_daemon_that_has_ended_is_a_fork(
+    outrun: MemoryTables,
+) -> None:
+    assert book(outrun, opened(2), OWNERS, boot="d2", epoch=1, seen=1).session_id == "drawn"
+
+
+def test_book_of_a_turn_that_nobody_outran_brought_by_another_daemon_is_the_sessions(tables: MemoryTables) -> None:
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    assert book(tables, opened(2), OWNERS, boot="d2", epoch=1).session_id == "s"
+    assert "drawn" not in tables.sessions
+
+
 def test_book_of_an_outrun_turns_end_and_of_both_again_stay_with_the_fork(outrun: MemoryTables) -> None:
     book(outrun, opened(2), OWNERS, boot="d1", epoch=1, seen=1)
     ended = replace(OWNERS, keys=keys(("answer", "a2x")))
