@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.clients import AnthropicTalk
 from tests.lore_files import CLAUDE, SAID, VERSIONS, lore_database, session
 from tests.processes import Gateway, eventually
 from tests.provider import ScriptedProvider
-from tests.system.test_cli import perdure
+from tests.system.test_cli import PERDURE, perdure
 from tests.system.test_session_verbs import environ
 from worker.backup import verify
 
@@ -143,6 +144,23 @@ def test_more_sessions_than_one_write_holds_are_imported_with_refusals_among_the
     assert sum(each["moved"] for each in log) == 234 and {each["verb"] for each in log} == {"adopt"}
     newest = perdure("session", "log", **environ(gateway)).stdout.splitlines()[1]
     assert newest.split()[3:6] == ["adopt", "15", "lore"]
+
+
+@pytest.mark.crash
+def test_import_through_a_killed_worker_is_whole_and_counts_once(gateway: Gateway, directory: Path) -> None:
+    file = lore_database(directory / "lore.db", [recent(f"ses_{n}") for n in range(200)])
+    command = [PERDURE, "import", "lore", str(file), "--apply", "--json"]
+    with subprocess.Popen(command, env=environ(gateway), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        eventually(lambda: gateway.query("SELECT 1 FROM session_adopted"), what=gateway.logs)
+        gateway.kill("worker")
+        gateway.start_worker()
+        output, errors = run.communicate(timeout=60)
+
+    assert (run.returncode, errors) == (0, b""), errors
+    told = json.loads(output)
+    assert len(told["sessions"]) == 200 and told["after"]["turns"] == 200 * 12
+    assert gateway.query("SELECT sum(turns) FROM session_adopted") == [(200 * 12,)]
+    verify(gateway.database, lambda _: (), lambda *_: None)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
