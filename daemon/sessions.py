@@ -403,6 +403,10 @@ class Sessions:
         held = self._at(booking.row.session_id) or self._at(reply.session_id)
         if held is None:
             return
+        if self._canonical(reply.session_id) != reply.session_id:
+            # Older than what is known by now: that session is part of another one, whose next turn asks for all of it.
+            self._outdated(held, booking.row.event_id)
+            return
         if held.session_id != reply.session_id:
             # Else of whatever a fork was merged with since: only the turn is of another session.
             is_fork = bool(booking.naming.drawn_id)
@@ -428,6 +432,11 @@ class Sessions:
             rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position, kind=kind))
         held.place(rows, reply.epoch)
         if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
+            held.become(Phase.LOST)
+
+    def _outdated(self, held: Held, event_id: str) -> None:
+        held.pending.pop(event_id, None)
+        if held.phase is Phase.OWNED:
             held.become(Phase.LOST)
 
     def _forked(self, held: Held, booking: protocol.Booking, fork_id: str) -> Held:

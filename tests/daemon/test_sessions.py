@@ -946,6 +946,17 @@ def test_claim_answered_after_its_session_became_part_of_one_that_is_ours_change
     assert (bench.sessions.current(held), ours.phase, ours.position) == (ours, Phase.OWNED, 1)
 
 
+def test_booking_answered_after_its_session_became_part_of_another_does_not_bring_it_back(bench: Bench) -> None:
+    held = bench.owned(S)
+    late, told = bench.settle(held, row(1)), bench.settle(held, row(2))
+    bench.answer(told, session_id="longer", epoch=1, position=2)
+
+    bench.answer(late, session_id="s", epoch=1, position=1)
+
+    found = bench.sessions.current(held)
+    assert (bench.held_ids(), found.phase, found.pending) == (["longer"], Phase.LOST, {})
+
+
 # -- what daemons left behind ------------------------------------------------------------------------------------------
 
 
