@@ -1,0 +1,1 @@
+"""perdure's request daemon: HTTP in, provider out; and the command line."""
