@@ -1,27 +1,35 @@
-"""supervisord as `perdure up` runs it: it hears of a child's death when it happens, and passes SIGHUP on.
+"""supervisord as `perdure up` runs it: it hears of a child's death when it happens, passes SIGHUP on, and goes on
+listening while daemons are replaced.
 
-One rule: supervisord does what its manual says, with one exception: to it SIGHUP means "start everything anew"
+One rule: supervisord does what its manual says, with two exceptions.  To it SIGHUP means "start everything anew"
 (`supervisorctl reload` still does), to an operator "read the configuration again", which the programs do by themselves.
+And it closes the daemons' socket when the last of them is gone; but if another one is to come, who connects meanwhile
+can wait for it.
 
 Theory.  supervisord takes turns.  A turn waits up to a second for anything to read, starts what is to be started, and
 then looks who has died; a signal was meant to end the wait, but since Python 3.5 a wait goes on after a signal.  The
-end of a child's output does end it, a moment too early: a process closes its files before it can be seen to be dead.
-So a death was noticed one second late, and what replaces it was started one second after that.  Here a signal writes
-a byte that ends the wait: of the two seconds one is left, and that one is wanted, because it is the only brake on a
+end of a child's output does end it, a moment too early: a process closes its files before it can be seen to be dead. So
+a death was noticed one second late, and what replaces it was started one second after that.  Here a signal writes a
+byte that ends the wait: of the two seconds one is left, and that one is wanted, because it is the only brake on a
 program that dies at once, again and again.
+
+A socket that is open while nobody accepts makes clients wait, for ever if need be.  So it is kept open only while a
+daemon is there or is about to be started, and for a moment after the last was told to stop, since a restart is a stop
+and a start to supervisord, too.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from types import FrameType
 from typing import Any, Final
 
 from supervisor import supervisord
 from supervisor.medusa import asyncore_25 as loop
-from supervisor.states import SIGNALLABLE_STATES
+from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES, ProcessStates, SupervisorStates
 
 from worker import runtime
 
@@ -32,11 +40,18 @@ class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no typ
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._is_reload_wanted = False
+        self._listener: Any = None
+        """supervisord counts who has the socket, and closes it at zero: this is one of them."""
+        self._daemons_wanted_at = 0.0
 
     def runforever(self) -> None:
         """supervisord has just set its own handlers."""
         signal.signal(signal.SIGHUP, self._want_reload)
-        super().runforever()
+        try:
+            super().runforever()
+        finally:
+            # One that starts anew in this process binds the address again.
+            self._listener = None
 
     def _want_reload(self, _number: int, _frame: FrameType | None) -> None:
         self._is_reload_wanted = True
@@ -46,7 +61,19 @@ class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no typ
         if self._is_reload_wanted:
             self._is_reload_wanted = False
             self._reload_programs()
+        self._keep_listening(time.monotonic())
         super().handle_signal()
+
+    def _keep_listening(self, now: float) -> None:
+        group = self.process_groups.get("daemon")
+        if group and self.options.mood >= SupervisorStates.RUNNING:
+            if any(is_wanted(daemon) for daemon in group.processes.values()):
+                self._daemons_wanted_at = now
+            if now - self._daemons_wanted_at <= LISTEN_SECONDS:
+                if self._listener is None:
+                    self._listener = group.socket_manager.get_socket()
+                return
+        self._listener = None
 
     def _reload_programs(self) -> None:
         self.options.logger.info("received SIGHUP: worker and daemons read their settings again")
@@ -55,6 +82,13 @@ class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no typ
         for program in (program for group in groups for program in group.processes.values()):
             if program.state in SIGNALLABLE_STATES:
                 program.signal(signal.SIGHUP)
+
+
+def is_wanted(process: Any) -> bool:
+    """Whether a process is there, or is started by supervisord's next turn."""
+    if process.state == ProcessStates.EXITED:
+        return process.exitstatus not in process.config.exitcodes
+    return process.state in (*RUNNING_STATES, ProcessStates.STOPPING)
 
 
 class Ear:
@@ -101,6 +135,8 @@ def be_child_of(supervisor: int) -> None:
     runtime.die_with(supervisor)
 
 
+LISTEN_SECONDS: Final = 3.0
+"""How long the socket outlives the last daemon that was told to stop: two turns, and time for an order to start one."""
 _INHERITED_MAX: Final = 256
 """Descriptors a shell or make may have left open for its children; they use the lowest."""
 

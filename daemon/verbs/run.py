@@ -73,7 +73,6 @@ def ctl(settings: Settings, options: argparse.Namespace) -> NoReturn:
         raise Fatal(
             runtime.EXIT_UNAVAILABLE, f"nothing runs in {settings.runtime_dir}; `perdure up` or `perdure run` starts it"
         )
-    options.config = None
     become(
         ["supervisor.supervisorctl", "-c", str(supervisord_conf()), *options.words],
         supervised_environment(settings, options),

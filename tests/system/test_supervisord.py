@@ -5,6 +5,7 @@ One rule: every test leaves nothing running, also when it fails, and asks the op
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -26,11 +27,14 @@ from typing import Any, Final, Self
 import pytest
 
 from daemon.app import FLUSH_SECONDS, IDLE_DRAIN_SECONDS
-from daemon.verbs.running import STOP_MARGIN_SECONDS
+from daemon.supervise import LISTEN_SECONDS
+from daemon.verbs.running import STOP_MARGIN_SECONDS, supervised_environment, supervisord_conf
 from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk
+from tests.many.pooled import Load
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider
 from worker.protocol import Usage
+from worker.settings import load
 from worker.store import Store
 
 pytestmark = pytest.mark.system
@@ -38,6 +42,9 @@ pytestmark = pytest.mark.system
 SUPERVISORCTL: Final = str(Path(sys.executable).with_name("supervisorctl"))
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 TURNS: Final = 10
+CLIENTS: Final = 6
+ANSWERS_BETWEEN: Final = 20
+"""Requests answered before and after what is done under load."""
 BACK_SECONDS: Final = 5.0
 """Deadline for what takes one second and a program's start; a loaded machine starts programs slowly."""
 
@@ -58,12 +65,13 @@ class Up:
             "PERDURE_TICK_SECONDS": "0.5",
             **{f"PERDURE_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        self.command = [PERDURE, "up"]
         self._seen: set[int] = set()
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [PERDURE, "up"],
+            self.command,
             env=self.environ,
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
@@ -249,6 +257,75 @@ def test_up_two_daemons_one_killed_no_connection_is_refused(provider: ScriptedPr
         assert "Closing socket" not in perdure.supervisor_log().partition("terminated by SIGKILL")[2]
 
 
+def test_up_a_single_daemon_killed_over_and_over_refuses_no_connection(provider: ScriptedProvider) -> None:
+    with Up(provider) as perdure:
+        perdure.wait_status("ready")
+        for number in range(3):
+            (killed,) = perdure.pids("daemon")
+            os.kill(killed, signal.SIGKILL)
+            eventually(lambda killed=killed: killed not in perdure.pids("daemon"), what="it is dead")  # type: ignore[misc]
+            # Nobody is there to take it.  It waits for the successor, and is not refused.
+            with AnthropicTalk(perdure.url, f"session-{number}", max_retries=0) as talk:
+                assert talk.say("hello").text
+        assert "Closing socket" not in perdure.supervisor_log().rpartition("Creating socket")[2]
+
+
+def test_ctl_restart_of_all_daemons_at_once_under_load_drops_no_request(provider: ScriptedProvider) -> None:
+    with Up(provider, daemons=2) as perdure:
+        perdure.wait_status("ready")
+        with Load(7, CLIENTS, lambda _: perdure.port) as asked:
+            for _ in range(2):
+                asked.wait_for_answers(ANSWERS_BETWEEN)
+                before = perdure.pids("daemon")
+                told = perdure.perdure("ctl", "restart", "daemon:*")
+                assert told.returncode == 0 and told.stdout.count("started") == 2, told
+                assert not before & perdure.pids("daemon")
+                asked.wait_for_answers(ANSWERS_BETWEEN)
+        assert [failure.what for failure in asked.failures] == []
+        perdure.wait_status("ready")
+        assert sum(shown["turns"] for shown in perdure.sessions().values()) == asked.answered
+
+
+def test_ctl_stop_of_all_daemons_lets_no_client_wait_for_ever(provider: ScriptedProvider) -> None:
+    with Up(provider, daemons=2) as perdure:
+        perdure.wait_status("ready")
+        assert perdure.perdure("ctl", "stop", "daemon:*").returncode == 0
+        eventually(lambda: _is_refused(perdure.port), LISTEN_SECONDS + BACK_SECONDS, "connections are refused")
+        assert perdure.perdure("ctl", "status", "daemon:*").stdout.count("STOPPED") == 2
+        assert perdure.perdure("ctl", "start", "daemon:*").returncode == 0
+        perdure.wait_status("ready")
+
+
+def test_logs_are_cut_into_files_of_limited_size_and_number(provider: ScriptedProvider) -> None:
+    """The shipped configuration with one change: what is megabytes there is kilobytes here."""
+    perdure = Up(provider)
+    conf = perdure.directory / "supervisord.conf"
+    conf.write_text(supervisord_conf().read_text().replace("maxbytes=10MB", "maxbytes=1KB"))
+    options = argparse.Namespace(config=None, state_dir=str(perdure.directory), runtime_dir=f"{perdure.directory}/run")
+    settings = load({}, perdure.environ)
+    for made in ("log", "run"):
+        (perdure.directory / made).mkdir()
+    environ = {**supervised_environment(settings, options), **perdure.environ}
+    perdure.command = [sys.executable, "-P", "-m", "daemon.supervise", "-n", "-c", str(conf)]
+    perdure.environ = environ
+    logs = perdure.directory / "log"
+    with perdure:
+        perdure.wait_status("ready")
+
+        def rotated() -> bool:
+            for pid in perdure.pids("daemon"):
+                os.kill(pid, signal.SIGHUP)
+            perdure.process.send_signal(signal.SIGHUP)
+            return (logs / "daemon-0.log.3").exists() and (logs / "supervisord.log.3").exists()
+
+        eventually(rotated, 60, lambda: f"{[(log.name, log.stat().st_size) for log in logs.iterdir()]}")
+        oldest = (logs / "daemon-0.log.3").read_bytes()
+        eventually(lambda: rotated() and (logs / "daemon-0.log.3").read_bytes() != oldest, 60, "the oldest goes")
+        kept = sorted(log.name for log in logs.glob("daemon-0.log*"))
+        assert kept == ["daemon-0.log", "daemon-0.log.1", "daemon-0.log.2", "daemon-0.log.3"]
+        assert max(log.stat().st_size for log in logs.iterdir()) < 4_096
+
+
 def test_up_worker_that_refuses_its_database_stays_down_and_turns_are_answered(provider: ScriptedProvider) -> None:
     perdure = Up(provider)
     with sqlite3.connect(perdure.directory / "perdure.db") as database:
@@ -270,7 +347,8 @@ def test_up_worker_that_refuses_its_database_stays_down_and_turns_are_answered(p
         perdure.wait_successor("daemon", killed)
         assert not perdure.pids("worker")
         assert perdure.supervisor_log().count("spawned: 'worker'") == 1
-        assert "newer perdure" in (perdure.directory / "log" / "worker.log").read_text()
+        assert "EXITED" in perdure.perdure("ctl", "status", "worker").stdout
+        assert "newer perdure" in perdure.perdure("ctl", "tail", "worker").stdout
         assert (perdure.directory / "perdure.db").read_bytes() == before
         perdure.process.send_signal(signal.SIGTERM)
         assert perdure.process.wait(30) == 0
@@ -332,7 +410,8 @@ def test_supervisord_killed_leaves_no_orphans(provider: ScriptedProvider) -> Non
         assert len(pids) == 2
         perdure.process.kill()
         eventually(lambda: not pids & set(_parents()), what="both programs have ended")
-        assert perdure.status()["worker"] == {"running": False, "pid": None}
+        worker = perdure.status()["worker"]
+        assert (worker["running"], worker["pid"]) == (False, None)
 
 
 def test_up_twice_is_refused_with_the_remedy(provider: ScriptedProvider) -> None:
@@ -412,6 +491,16 @@ def _totals(shown: dict[str, Any]) -> Usage:
         cache_write_5m_tokens=shown["cache_write_tokens"],
         output_tokens=shown["output_tokens"],
     )
+
+
+def _is_refused(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return False
 
 
 def _lock(descriptor: int) -> bool:
