@@ -205,7 +205,7 @@ def _next_steps(directory: Path, sysusers: Path, *, is_system: bool) -> str:
         f"systemd-sysusers {sysusers}",
         "systemctl daemon-reload",
         "systemctl enable --now perdure.target perdure-backup.timer",
-        "systemctl status perdure-worker 'perdure-daemon@*'",
+        "systemctl status 'perdure-*.service'",
     ]
     lines = ["", "Next:", *(f"  {step}" for step in steps)]
     return "\n".join([*lines, f"Settings are in {CONFIGURATION}; after an upgrade: systemctl restart perdure.target"])
@@ -254,7 +254,8 @@ def _obstacles(path: Path) -> Iterator[str]:
 
 def _remove(directory: Path, sysusers: Path, *, is_system: bool) -> int:
     if is_system and (running := _running()):
-        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{running} runs; `systemctl stop 'perdure*'` first")
+        remedy = "`systemctl stop perdure.target perdure-backup.timer` first, and wait until they are down"
+        raise Fatal(runtime.EXIT_UNAVAILABLE, f"{running} runs; {remedy}")
     found = [path for path in (*(directory / name for name in NAMES), sysusers) if path.is_file()]
     try:
         for path in [*_links(directory), *found]:
@@ -280,7 +281,15 @@ def _links(directory: Path) -> list[Path]:
 
 def _running() -> str:
     """A unit of ours that is up, "" when none is or systemd does not run here."""
-    command = ["systemctl", "list-units", "--plain", "--no-legend", "--full", "--state=active,activating", "perdure*"]
+    command = [
+        "systemctl",
+        "list-units",
+        "--plain",
+        "--no-legend",
+        "--full",
+        "--state=active,activating,deactivating,reloading",
+        "perdure*",
+    ]
     try:
         listed = subprocess.run(  # noqa: S603 - fixed words
             command, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False

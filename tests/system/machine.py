@@ -140,8 +140,10 @@ class Machine:
         for name in wheel["packages"]:
             shutil.copytree(ROOT / name, packages / name, dirs_exist_ok=True)
         for source, target in wheel["force-include"].items():
-            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copyfile
-            copy(ROOT / source, packages / target)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, packages / target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(ROOT / source, packages / target)
         for path in (packages, *packages.rglob("*")):
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
