@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from daemon.columns import Column, Screen, Table, many, money, plain, short
+from daemon.columns import Column, Screen, Table, Tone, many, money, plain, short
+from daemon.pages import status_tones
 
 DAYS_SHOWN: Final = 7
 ENTRIES_SHOWN: Final = 10
@@ -50,6 +51,12 @@ def row_cells(row: Mapping[str, Any], *, with_session: bool) -> list[str]:
         money(row["cost_nanousd"]),
     ]
     return shown if with_session else [shown[0], *shown[2:]]
+
+
+def row_tones(row: Mapping[str, Any], *, with_session: bool) -> dict[int, Tone]:
+    """What went wrong is seen among what went well."""
+    titles = [column.title for column in _ROW_COLUMNS if with_session or column.title != "SESSION"]
+    return status_tones(row, titles.index("STATUS"))
 
 
 def _list(

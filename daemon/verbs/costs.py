@@ -9,7 +9,7 @@ import argparse
 import json
 from datetime import UTC, date, datetime, timedelta
 
-from daemon.bills import costs_page, row_cells, rows_table
+from daemon.bills import costs_page, row_cells, row_tones, rows_table
 from daemon.verbs.parsing import Verbs, add_verb, positive
 from daemon.verbs.reading import named_session, reading
 from daemon.verbs.screen import screen
@@ -67,7 +67,8 @@ def _rows(reader: Reader, since: date | None, settings: Settings, options: argpa
     table = rows_table(screen(), with_session=not session_id)
     print(table.header)
     for row in rows:
-        print(table.line(row_cells(row, with_session=not session_id)))
+        tones = row_tones(row, with_session=not session_id)
+        print(table.line(row_cells(row, with_session=not session_id), tones=tones))
 
 
 def _day(text: str) -> date:

@@ -110,6 +110,24 @@ def test_backup_while_rows_are_committed_is_one_moment_and_does_not_begin_again(
     store.close()
 
 
+def test_verification_of_a_database_that_is_written_meanwhile_reads_one_moment(path: Path) -> None:
+    store = Store(path)
+    try:
+        store.commit([write(booking(number)) for number in range(5)], live=frozenset(), now=1)
+        written: list[str] = []
+
+        def write_meanwhile(what: str, _done: float) -> None:
+            written.append(what)
+            store.commit([write(booking(100 + len(written), "other"))], live=frozenset(), now=1)
+
+        # Its moment is that of its first read, before which it told that it begins.
+        assert backups.verify(path, faults_of, write_meanwhile).rows == 5 + 1
+        assert "checking its rows" in written
+        assert backups.verify(path, faults_of, lambda *_: None).rows == 5 + len(written)
+    finally:
+        store.close()
+
+
 def test_backup_takes_what_is_only_in_the_log(path: Path, file: Path) -> None:
     store = Store(path)
     commit(store, write(booking(1)))
