@@ -144,7 +144,7 @@ class Daemon:
             adopted=self._adoption.is_first_look_over,
         )
         self._upstream = Upstream(ca_file=settings.ca_file)
-        self._server = HttpServer()
+        self._server = HttpServer(self._metrics.requested)
         self._gateway = Gateway(
             boot=boot,
             urls=settings.provider_urls,
@@ -268,6 +268,7 @@ class Daemon:
 
     async def _pulse(self) -> None:
         """Sent from this loop, so that it stops when the loop does."""
+        self._count_degraded()
         self._notifier.pulse(self.status)
 
     def _keep_what_is_left(self) -> None:
@@ -293,11 +294,19 @@ class Daemon:
             self._metrics.snapshots.inc(written)
             await asyncio.sleep(0)
 
+    def _count_degraded(self) -> None:
+        """What drains is not meant to be ready."""
+        is_meant_to_be = self.phase in (Phase.STARTING, Phase.RUNNING)
+        is_degraded = is_meant_to_be and self._own.readiness()["status"] != "ready"
+        self._metrics.looked(is_degraded=is_degraded, now=time.monotonic())
+
     def _families(self) -> list[protocol.Family]:
         """What this daemon counts, with its gauges as they are now."""
+        self._count_degraded()
         self._metrics.outbox_writes.set(len(self._outbox))
         self._metrics.outbox_oldest.set(self._outbox.oldest_seconds(time.monotonic()))
         self._metrics.worker_up.set(int(self._link.is_heard))
+        self._metrics.start_time.labels(self._instance).set(self._started_at / 1000)
         for name, count in self._sessions.counts().items():
             self._metrics.sessions.labels(name).set(count)
         return families_of(self._metrics.registry)

@@ -97,8 +97,10 @@ class Gateway:
             if refusal := self.admission.refusal(incoming.path, incoming.headers):
                 await _refuse(incoming, route, refusal.status, refusal.message)
             elif incoming.method == "HEAD" and incoming.path == "/":
+                incoming.kind = "own"
                 await incoming.respond(200, b"", JSON)
             elif is_own(incoming.path):
+                incoming.kind = "own"
                 await self._own.handle(incoming)
             elif _is_websocket(incoming, route):
                 # Codex asks for a WebSocket first; this status makes it use HTTP at once, any other after seconds.
@@ -108,8 +110,10 @@ class Gateway:
             else:
                 await self._pass(incoming, route, incoming.chunks() if incoming.has_body else None)
         except BodyTooLarge as error:
+            incoming.kind = "refused"
             await _refuse(incoming, route, 413, f"{error}; raise PERDURE_BODY_BYTES if it is meant")
         except BodyBroken as error:
+            incoming.kind = "refused"
             await _refuse(incoming, route, 400, str(error))
         except ClientGone:
             return  # Nobody is there to be told, and what was to be booked is booked.
@@ -117,6 +121,7 @@ class Gateway:
     # -- a turn ------------------------------------------------------------------------------------------------------
 
     async def _turn(self, incoming: Incoming, route: Route) -> None:
+        incoming.kind = "turn"
         arrived = time.monotonic()
         started_at = self._now()
         body = await incoming.read(self.body_bytes_max)
@@ -130,6 +135,7 @@ class Gateway:
         try:
             booking = await self._begin(incoming.headers, route, turn, plain, started_at)
         except OutboxFull:
+            incoming.kind = "refused"
             retry = (("retry-after", str(FULL_RETRY_SECONDS)),)
             await _refuse(incoming, route, 503, "perdure's store has been away for too long; try again soon", retry)
             return
@@ -251,6 +257,7 @@ class Gateway:
 
     async def _pass(self, incoming: Incoming, route: Route, body: bytes | AsyncIterator[bytes] | None) -> None:
         """A request that is no turn: there and back, nothing learned."""
+        incoming.kind = "passed"
         try:
             async with self._upstream.send(incoming.method, route.url, without_token(incoming.headers), body) as reply:
                 await incoming.start(reply.status, reply.reason, reply.headers)

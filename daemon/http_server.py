@@ -41,6 +41,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
+from daemon.metrics import Kind, Outcome
 from daemon.upstream import Headers, UploadError, end_to_end
 
 REQUEST_LINE_BYTES_MAX: Final = 64 * 1024
@@ -154,6 +155,10 @@ class Incoming:
         self.headers: Headers = [(_text(name), _text(value)) for name, value in request.raw_headers]
         self.has_body: bool = request.body_exists
         self.stage = Stage.UNANSWERED
+        self.status = 0
+        """Of the answer, once it is started."""
+        self.kind: Kind = "refused"
+        """What the handler takes it for, for whoever counts."""
         self._request = request
         self._writer = request.writer
         self._server = server
@@ -296,6 +301,7 @@ class Incoming:
             lines.append(("Connection", "close"))
         elif not self._is_http_1_1:
             lines.append(("Connection", "keep-alive"))
+        self.status = status
         head = _serialised(f"HTTP/1.{1 if self._is_http_1_1 else 0} {status} {reason}", lines)
         self.stage = Stage.STARTED
         return head
@@ -314,7 +320,9 @@ class Incoming:
 class HttpServer:
     """The listener, its connections, and their drain."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[Kind, Outcome], None] = lambda kind, outcome: None) -> None:
+        """`count` is told of every request, once it is over."""
+        self._count = count
         self.shutting_down = False
         """Every answer that begins from now on says `Connection: close`."""
         self.port = 0
@@ -334,7 +342,7 @@ class HttpServer:
         manager = web.Server(partial(self._serve, handler), handler_cancellation=True)
 
         def connection() -> _Connection:
-            return _Connection(manager, loop, self._connections)
+            return _Connection(manager, loop, self._connections, self._count)
 
         self._connection = connection
         try:
@@ -402,6 +410,7 @@ class HttpServer:
         connection = cast(_Connection, request.protocol)
         connection.incoming = incoming = Incoming(request, self)
         self._active.add(connection)
+        outcome: Outcome = "gone"
         try:
             if not incoming.target.startswith("/"):
                 await incoming.respond(400, _error(INVALID, "only paths can be asked for"), JSON)
@@ -410,8 +419,17 @@ class HttpServer:
                 await incoming.respond(400, _error(INVALID, "of transfer codings only chunks are understood"), JSON)
             else:
                 await handler(incoming)
+            outcome = _outcome(incoming)
+        except ClientGone:
+            raise
+        except Exception as error:
+            # What `handle_error` makes of it.
+            outcome = "cut" if incoming.started else "4xx" if isinstance(error, BodyBroken) else "5xx"
+            incoming.kind = incoming.kind if incoming.started else "refused"
+            raise
         finally:
             self._active.discard(connection)
+            self._count(incoming.kind, outcome)
         if incoming.stage is Stage.UNANSWERED:
             raise RuntimeError("the handler returned without an answer")
         if incoming.stage is not Stage.ENDED:
@@ -424,7 +442,13 @@ class HttpServer:
 class _Connection(web.RequestHandler):
     """aiohttp's connection with our limits, and our answers to what no handler can answer."""
 
-    def __init__(self, manager: web.Server, loop: asyncio.AbstractEventLoop, connections: _Crowd) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        connections: _Crowd,
+        count: Callable[[Kind, Outcome], None],
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -440,6 +464,7 @@ class _Connection(web.RequestHandler):
         )
         self.incoming: Incoming | None = None
         self._crowd = connections
+        self._count = count
         self._head_bytes = 0
         self._is_refused = False
         self._wire: asyncio.Transport | None = None
@@ -491,6 +516,7 @@ class _Connection(web.RequestHandler):
 
         async def refuse(request: web.BaseRequest) -> web.StreamResponse:
             refusal = self.handle_error(request, err_info.status, err_info.exc, err_info.message)
+            self._count("refused", "4xx")
             with contextlib.suppress(ConnectionResetError):  # The client did not wait to hear it.
                 await refusal.prepare(request)
                 await refusal.write_eof()
@@ -579,6 +605,18 @@ _HEAD_TOO_LARGE: Final = (
     f"the head of the request is too large: it may have {HEADERS_MAX} headers of {HEADER_BYTES_MAX} bytes each "
     f"and {HEAD_BYTES_MAX} bytes in all"
 )
+
+
+def _outcome(incoming: Incoming) -> Outcome:
+    """What became of a request whose handler is through."""
+    if incoming.stage is Stage.CUT:
+        return "cut"
+    if incoming.stage is not Stage.ENDED:
+        return "gone"
+    return _CLASSES.get(incoming.status // 100, "5xx")
+
+
+_CLASSES: Final[dict[int, Outcome]] = {1: "2xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
 
 
 def _taken_from(queue: socket.socket) -> list[socket.socket]:

@@ -43,15 +43,18 @@ class Census:
         self._gone: dict[str, list[Family]] = {}
         self._dead: list[Family] = []
 
-    def greet(self, boot: str, hello: Hello, now: float) -> None:
-        """Admit a boot.  An older boot of the same instance is dead: one process holds one instance's place."""
+    def greet(self, boot: str, hello: Hello, now: float) -> bool:
+        """Admit a boot; True for one that was never seen.  An older boot of the same instance is dead: one process
+        holds one instance's place."""
         for other, peer in list(self.peers.items()):
             if peer.instance == hello.instance and other != boot:
                 self.leave(other)
+        is_new = boot not in self.peers and boot not in self._gone
         if boot not in self.peers:
             self.peers[boot] = Peer(hello, now)
             # One that was away goes on from what it had counted; nothing is added twice.
             self.peers[boot].metrics = self._gone.pop(boot, [])
+        return is_new
 
     def heard(self, boot: str, now: float) -> bool:
         """Note a sign of life; False for a boot that must be greeted first."""
@@ -112,16 +115,20 @@ def _bounded(figure: float) -> float:
 
 
 def merged(parts: Iterable[list[Family]]) -> list[Family]:
-    """Families by name, samples by name and labels, values added up."""
+    """Families by name, samples by name and labels, values added up; but ages and times are not: of a gauge in seconds
+    the largest counts."""
     families: dict[str, Family] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for part in parts:
         for family in part:
             families.setdefault(family.name, family)
             values = sums.setdefault(family.name, {})
+            is_time = families[family.name].type == "gauge" and family.name.endswith("_seconds")
             for sample in family.samples:
                 place = (sample.name, tuple(sample.labels))
-                values[place] = max(-FIGURE_MAX, min(FIGURE_MAX, values.get(place, 0.0) + sample.value))
+                before = values.get(place, 0.0)
+                value = max(before, sample.value) if is_time else before + sample.value
+                values[place] = max(-FIGURE_MAX, min(FIGURE_MAX, value))
     return [
         Family(family.name, family.type, family.help, [Sample(n, list(ls), v) for (n, ls), v in sums[name].items()])
         for name, family in families.items()

@@ -20,26 +20,53 @@ COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 """Bucket bounds: an fsync takes 0.2 ms on a good disk and seconds on a sick one."""
 
 
-class WorkerMetrics:
-    """What the worker counts about itself."""
+BATCH_WRITES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
+"""Bucket bounds, up to the largest batch there is."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+
+class WorkerMetrics:
+    """What the worker counts about itself.  `docs/METRICS.md` says what each means; a test compares the two."""
+
+    def __init__(self, *, version: str = "", schema: int = 0, started_at: float = 0.0) -> None:
+        registry = self.registry = CollectorRegistry()
+        self._count_commits(registry)
+        self.refused = Counter("perdure_refused_frames", "Frames refused by the worker", registry=registry)
+        self.strangers = Counter("perdure_strangers", "Peers turned away, whose key is not known", registry=registry)
+        self.boots = Counter("perdure_daemon_boots", "Daemons greeted for the first time", registry=registry)
+        self._measure_files(registry)
+        start = Gauge("perdure_worker_start_time_seconds", "When the worker was started, Unix time", registry=registry)
+        start.set(started_at)
+        labels = ["version", "schema"]
+        build = Gauge("perdure_worker_build_info", "The worker's version and schema", labels, registry=registry)
+        build.labels(version, str(schema)).set(1)
+
+    def _count_commits(self, registry: CollectorRegistry) -> None:
         self.commit_seconds = Histogram(
             "perdure_commit_duration_seconds",
             "One transaction of the store, fsync included",
-            registry=self.registry,
+            registry=registry,
             buckets=COMMIT_SECONDS,
         )
-        self.writes = Counter("perdure_committed_writes", "Writes committed", registry=self.registry)
-        self.refused = Counter("perdure_refused_frames", "Frames refused by the worker", registry=self.registry)
-        self.strangers = Counter(
-            "perdure_strangers", "Peers turned away, whose key is not known", registry=self.registry
+        self.batch_writes = Histogram(
+            "perdure_batch_writes", "Writes in one transaction", registry=registry, buckets=BATCH_WRITES
         )
+        self.writes = Counter("perdure_committed_writes", "Writes committed", registry=registry)
         self.failed_commits = Counter(
-            "perdure_failed_commits", "Transactions the disk refused, to be tried again", registry=self.registry
+            "perdure_failed_commits", "Transactions the disk refused, to be tried again", registry=registry
         )
-        self.wal_bytes = Gauge("perdure_wal_bytes", "Size of SQLite's write-ahead log", registry=self.registry)
+        self.committing = Gauge("perdure_committing", "1 while the store takes writes, else 0", registry=registry)
+        self.waiting = Gauge("perdure_waiting_writes", "Writes received and not yet committed", registry=registry)
+
+    def _measure_files(self, registry: CollectorRegistry) -> None:
+        self.wal_bytes = Gauge("perdure_wal_bytes", "Size of SQLite's write-ahead log", registry=registry)
+        self.database_bytes = Gauge(
+            "perdure_database_bytes", "Size of the database, without its log", registry=registry
+        )
+        self.disk_bytes = Gauge("perdure_disk_bytes", "Size of the file system with the database", registry=registry)
+        self.disk_free_bytes = Gauge("perdure_disk_free_bytes", "What is free there for perdure", registry=registry)
+        self.last_backup = Gauge(
+            "perdure_last_backup_timestamp_seconds", "When the newest backup was begun, Unix time", registry=registry
+        )
 
 
 def families_of(registry: CollectorRegistry) -> list[Family]:

@@ -129,8 +129,9 @@ def page_of_sessions(execute: Execute, after: str, limit: int) -> Page:
 
 
 def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
-    """One session by its id, an alias, or an unambiguous beginning of its id (at least six characters)."""
-    canonical = session_named(execute, session_id)
+    """One session by its id, an alias, or an unambiguous beginning of its id (at least six characters); or by the id of
+    one of its requests, as it stands in a log."""
+    canonical = session_named(execute, session_id) or _session_of_request(execute, session_id)
     if canonical is None:
         return None
     values = next(iter(execute(f"{_ONE} WHERE session_id = ?", (canonical,))), None)
@@ -250,6 +251,14 @@ def _related(execute: Execute, column: str, session_id: str) -> list[str]:
         (session_id, RELATIVES_SHOWN),
     )
     return [related for (related,) in found]
+
+
+def _session_of_request(execute: Execute, event_id: str) -> str | None:
+    found = execute(
+        "SELECT session_id FROM ledger JOIN session_state USING (session_id) WHERE event_id = ? AND forgotten_at = 0",
+        (event_id,),
+    )
+    return next((session_id for (session_id,) in found), None)
 
 
 def session_named(execute: Execute, session_id: str) -> str | None:

@@ -28,6 +28,7 @@ from worker import protocol
 from worker.batch import Outcome, Write
 from worker.census import Census
 from worker.curve import Door, WorkerKeys, over_tcp
+from worker.measuring import Files
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
 from worker.records import CostPages, account_of, page_of_sessions
@@ -107,7 +108,8 @@ class Server:
         self._changes = store.changes
         self._retention = Schedule(ledger_days, wall=_wall(), monotonic=time.monotonic())
         self._census = Census()
-        self._metrics = WorkerMetrics()
+        self._metrics = WorkerMetrics(version=version, schema=store.schema, started_at=_wall() / 1000)
+        self._files = Files(store.path)
         self._durations = Durations()
         self._started_at = _wall()
         self._kept: list[Write] = []
@@ -200,7 +202,8 @@ class Server:
             self._refuse(boot, error)
             return
         if isinstance(message.body, protocol.Hello):
-            self._census.greet(boot, message.body, now)
+            if self._census.greet(boot, message.body, now):
+                self._metrics.boots.inc()
             self._send(boot, Command.WELCOME, replace(self._welcome, changes=self._changes))
         elif not self._census.heard(boot, now):
             self._send(boot, Command.WHO, protocol.WhoAreYou(), message.sequence)
@@ -255,6 +258,7 @@ class Server:
         self._metrics.commit_seconds.observe(seconds)
         self._durations.add(seconds)
         self._metrics.writes.inc(len(self._kept))
+        self._metrics.batch_writes.observe(len(self._kept))
         self._stored += len(self._kept)
         self._kept = []
         self._recovered()
@@ -361,6 +365,9 @@ class Server:
 
     def _all_metrics(self) -> protocol.Answer:
         self._metrics.wal_bytes.set(self._store.wal_bytes())
+        self._metrics.committing.set(not self._retry_at)
+        self._metrics.waiting.set(len(self._kept))
+        self._files.measure(self._metrics)
         families = self._census.metrics(families_of(self._metrics.registry), time.monotonic())
         return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(families)))
 

@@ -100,8 +100,8 @@ def test_request_in_the_log_is_found_by_show(gateway: Gateway) -> None:
         [PERDURE, "show", line["session"], "--json"], env=environ, capture_output=True, check=True, timeout=60
     )
     assert line["request"] in [row["event_id"] for row in json.loads(shown.stdout)["newest_rows"]]
-    page = subprocess.run([PERDURE, "show", line["session"]], env=environ, capture_output=True, check=True, timeout=60)
-    assert line["request"][:12] in page.stdout.decode()
+    page = subprocess.run([PERDURE, "show", line["request"]], env=environ, capture_output=True, check=True, timeout=60)
+    assert line["session"] in page.stdout.decode() and line["request"][:8] in page.stdout.decode()
 
 
 def test_turn_that_fails_says_what_is_known_and_leaves_out_the_rest(

@@ -97,3 +97,19 @@ def test_merged_adds_samples_of_the_same_name_and_labels_only() -> None:
         ([("x", "1")], 1.0),
         ([("x", "2")], 5.0),
     ]
+
+
+def test_gauge_in_seconds_is_the_largest_over_all_daemons_and_others_are_added_up() -> None:
+    census = Census()
+    for boot, age in (("a", 2.0), ("b", 30.0), ("c", 4.0)):
+        census.greet(boot, hello(boot), 0.0)
+        census.peers[boot].metrics = [family(age, "gauge", "oldest_seconds"), family(age, "counter", "spent_seconds")]
+    assert (value_of(census, 1.0, "oldest_seconds"), value_of(census, 1.0, "spent_seconds")) == (30.0, 36.0)
+
+
+def test_boot_is_new_once() -> None:
+    census = Census()
+    assert census.greet("a-1", hello("a-1", "a"), 0.0)
+    assert not census.greet("a-1", hello("a-1", "a"), 1.0)
+    assert census.greet("a-2", hello("a-2", "a"), 2.0)
+    assert not census.greet("a-1", hello("a-1", "a"), 3.0), "it was stopped for long, and comes back"
