@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEEDED = $(if $(SEED),--seed $(SEED))
 
-.PHONY: up test check crash kills powercut faults corruption many fuzz oracle bench lock clean
+.PHONY: up test check crash kills powercut faults corruption many fuzz oracle year bench lock clean
 
 up: $(VENV)/.run
 	@exec $(BIN)/perdure up
@@ -47,6 +47,10 @@ many: $(VENV)/.dev
 # Inputs changed for as long as one likes, guided by what they reach.  Options: SECONDS (per target), SEED, TARGETS.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(SEEDED)
+
+# Years of days on a real store, of which rows and sessions grow old: a table per month.  Options: YEARS, SESSIONS, SEED.
+year: $(VENV)/.dev
+	$(BIN)/python -m tests.year --years $(or $(YEARS),3) --sessions $(or $(SESSIONS),20) $(SEEDED)
 
 # What a turn's identity waits while the worker does something else.  Options: GIGABYTES, ROUNDS.
 bench: $(VENV)/.dev

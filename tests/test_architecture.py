@@ -45,6 +45,7 @@ PURE = [
     "worker/forget.py",
     "worker/batch.py",
     "worker/hints.py",
+    "worker/idle.py",
     "worker/roles.py",
     "worker/stored.py",
     "worker/ledger.py",

@@ -96,6 +96,7 @@ def serve(settings: Settings) -> None:
             log=log,
             beat=beat,
             ledger_days=settings.ledger_days,
+            session_days=settings.session_days,
         )
         runtime.on_signals(server.stop)
         _on_reload(settings, server, notifier, log)

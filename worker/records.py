@@ -171,7 +171,7 @@ def event_named(execute: Execute, session_id: str, event_id: str) -> str | None:
 
 
 def totals_of(execute: Execute) -> tuple[int, int, Sums]:
-    """The schema's version, how many sessions there are, and the sums over all of them."""
+    """The schema's version, how many sessions there are, and the sums over all there ever were: idle ones go."""
     schema, count, *sums = next(iter(execute(_TOTALS)))
     # A former schema, as that of a backup, forgets nothing.
     blank = next(iter(execute(_BLANK)))[0] if schema >= FORGETTING_SCHEMA else 0

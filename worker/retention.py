@@ -15,9 +15,11 @@ each session's ledger up to the first that has to stay:
   be entered anew; but for that one with a clock years late would have to be stopped for minutes between a write and
   its acknowledgement, while another one finishes more turns of that session and stores its state.
 
-What remains of a session is its newest rows, without a gap.  Totals are of all rows there ever were, and never move
-here: what the rows had added to them is added up beside them, so that *total = rolled + the rows that are there* is
-exact for every session and every day, and whoever checks a database or a backup can add up all of it.
+What remains of a session is its newest rows, without a gap.  The links of its history go with the rows that made them:
+what goes on from an answer that old is a session of its own, and not known as a fork any more.  Totals are of all rows
+there ever were, and never move here: what the rows had added to them is added up beside them, so that *total = rolled
++ the rows that are there* is exact for every session and every day, and whoever checks a database or a backup can add
+up all of it.  Sessions that nobody comes back to go as a whole, later (`worker.idle`).
 
 The age of rows is told by clocks, and a clock may be wrong.  The schedule goes by the earlier of two: the wall's, and
 what it was at start plus the time that went by since.  One that jumps ahead ages nothing; one that was ahead at start
@@ -27,7 +29,7 @@ stops when it is set right.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice, takewhile
 from typing import Final, NamedTuple, Protocol
@@ -76,20 +78,28 @@ class Slice(NamedTuple):
     is_last: bool
 
 
-class Tables(Protocol):
-    """The store, inside one transaction."""
+class Rolling(Protocol):
+    """The store, inside one transaction, for whoever removes rows."""
 
-    def sessions_after(self, number: int, limit: int) -> list[Aging]: ...
     def rows_from_the_first(self, session_id: str, position: int) -> Generator[Row]:
         """Settled rows up to a position, oldest position first; read only as far as it is iterated."""
         ...
 
-    def drop_rows(self, session_id: str, position: int) -> None:
-        """The settled rows up to and with a position."""
+    def drop_links(self, session_id: str, events: Sequence[str]) -> None:
+        """What a session's history has from these requests, but for what names it yet."""
         ...
 
     def add_to_rolled(self, session_id: str, sums: Sums) -> None: ...
     def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None: ...
+
+
+class Tables(Rolling, Protocol):
+    """The store, inside one transaction."""
+
+    def sessions_after(self, number: int, limit: int) -> list[Aging]: ...
+    def drop_rows(self, session_id: str, position: int) -> None:
+        """The settled rows up to and with a position."""
+        ...
 
 
 def roll_up(tables: Tables, after: int, *, before: int, live: frozenset[str]) -> Slice:
@@ -108,9 +118,11 @@ def roll_up(tables: Tables, after: int, *, before: int, live: frozenset[str]) ->
 def going(session: Aging, rows: Iterable[Row], *, before: int, live: frozenset[str]) -> Iterator[Row]:
     """Of a session's settled rows, oldest position first, those that go."""
     last = last_going(session, before)
-    return takewhile(
-        lambda row: row.position <= last and max(row.started_at, row.ended_at) < before and row.boot not in live, rows
-    )
+    return takewhile(lambda row: row.position <= last and may_go(row, before=before, live=live), rows)
+
+
+def may_go(row: Row, *, before: int, live: frozenset[str]) -> bool:
+    return max(row.started_at, row.ended_at) < before and row.boot not in live
 
 
 def last_going(session: Aging, before: int) -> int:
@@ -121,19 +133,38 @@ def last_going(session: Aging, before: int) -> int:
     return max(0, min(session.snapshot_position, session.last_position - kept))
 
 
-class Schedule:
-    """When the next slice is due, where it begins, and what is old by then.  `days` 0: everything is kept.
+def roll_rows(tables: Rolling, session_id: str, rows: Sequence[Row]) -> None:
+    """Keep what rows that go had added to the sums, and let go what a session's history has from them."""
+    days: defaultdict[DayKey, Sums] = defaultdict(Sums)
+    total = Sums()
+    for row in rows:
+        total = total.plus(sums_of_session(row))
+        days[day_key(row)] = days[day_key(row)].plus(sums_of_day(row))
+    if rows:
+        tables.add_to_rolled(session_id, total)
+        tables.drop_links(session_id, [row.event_id for row in rows])
+    for day, sums in days.items():
+        tables.add_to_rolled_day(day, sums)
 
-    `wall` is Unix milliseconds, `monotonic` seconds.
+
+class Schedule:
+    """When the next slice is due, of which walk, where it begins, and what is old by then.
+
+    First the walk over old rows, then, where `session_days` says so, the one over idle sessions (`worker.idle`); a day
+    later again.  `days` 0: everything is kept.  A session does not go before its rows.  `wall` is Unix milliseconds,
+    `monotonic` seconds.
     """
 
-    def __init__(self, days: int, *, wall: int, monotonic: float) -> None:
+    def __init__(self, days: int, session_days: int = 0, *, wall: int, monotonic: float) -> None:
         self._limit = days * DAY_MILLISECONDS
+        self._idle_limit = max(days, session_days) * DAY_MILLISECONDS if days and session_days else 0
         self._wall = wall
         self._monotonic = monotonic
         self._due_at = monotonic + START_SECONDS
-        self._rows = 0
+        self._removed = 0
         self.after = 0
+        self.is_over_sessions = False
+        """The walk over rows is done; this is the other."""
 
     def keep(self, days: int, *, monotonic: float) -> None:
         """Another limit from now on; what is old by it is looked for soon."""
@@ -144,24 +175,34 @@ class Schedule:
         return self._limit > 0 and monotonic >= self._due_at
 
     def before(self, *, wall: int, monotonic: float) -> int:
-        """What started and ended before this is old."""
-        return min(wall, self._wall + int(1_000 * (monotonic - self._monotonic))) - self._limit
+        """What started and ended before this is old, for the walk that is due."""
+        now = min(wall, self._wall + int(1_000 * (monotonic - self._monotonic)))
+        return now - (self._idle_limit if self.is_over_sessions else self._limit)
 
     def did(self, done: Slice, *, seconds: float, monotonic: float) -> int:
         """Take note of a slice that took some seconds; gives what its whole walk removed, once that is over."""
-        self._rows += done.rows
-        if not done.is_last:
-            self.after = done.after
-            self._due_at = monotonic + max(PAUSE_SECONDS, PAUSE_SHARE * seconds)
-            return 0
-        self.after = 0
-        self._due_at = monotonic + WALK_SECONDS
-        rows, self._rows = self._rows, 0
-        return rows
+        self.after = 0 if done.is_last else done.after
+        return self._did(done.rows, done.is_last, seconds, monotonic)
+
+    def forgot(self, sessions: int, *, is_last: bool, seconds: float, monotonic: float) -> int:
+        """The same of the walk over idle sessions, whose place is kept by whoever takes it."""
+        return self._did(sessions, is_last, seconds, monotonic)
 
     def failed(self, monotonic: float) -> None:
         """The store can not be written now; who has a write for it says so."""
         self._due_at = monotonic + BUSY_SECONDS
+
+    def _did(self, removed: int, is_last: bool, seconds: float, monotonic: float) -> int:
+        self._removed += removed
+        pause = max(PAUSE_SECONDS, PAUSE_SHARE * seconds)
+        if not is_last:
+            self._due_at = monotonic + pause
+            return 0
+        is_more = self._idle_limit > 0 and not self.is_over_sessions
+        self._due_at = monotonic + (pause if is_more else WALK_SECONDS)
+        self.is_over_sessions = is_more
+        removed, self._removed = self._removed, 0
+        return removed
 
 
 def _roll_up(tables: Tables, session: Aging, room: int, *, before: int, live: frozenset[str]) -> int:
@@ -173,13 +214,6 @@ def _roll_up(tables: Tables, session: Aging, room: int, *, before: int, live: fr
         gone = list(islice(going(session, rows, before=before, live=live), room))
     if not gone:
         return 0
-    days: defaultdict[DayKey, Sums] = defaultdict(Sums)
-    total = Sums()
-    for row in gone:
-        total = total.plus(sums_of_session(row))
-        days[day_key(row)] = days[day_key(row)].plus(sums_of_day(row))
-    tables.add_to_rolled(session.session_id, total)
-    for day, sums in days.items():
-        tables.add_to_rolled_day(day, sums)
+    roll_rows(tables, session.session_id, gone)
     tables.drop_rows(session.session_id, gone[-1].position)
     return len(gone)

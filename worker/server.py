@@ -28,6 +28,7 @@ from worker import protocol
 from worker.batch import Outcome, Write
 from worker.census import Census
 from worker.curve import Door, WorkerKeys, over_tcp
+from worker.idle import Place
 from worker.measuring import Files
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
@@ -90,6 +91,7 @@ class Server:
         beat: Callable[[], None],
         bound: Callable[[], None] = lambda: None,
         ledger_days: int = 0,
+        session_days: int = 0,
     ) -> None:
         """`bound` is called once the address is listened on."""
         self.phase = Phase.IDLE
@@ -106,7 +108,8 @@ class Server:
             schema=store.schema,
         )
         self._changes = store.changes
-        self._retention = Schedule(ledger_days, wall=_wall(), monotonic=time.monotonic())
+        self._retention = Schedule(ledger_days, session_days, wall=_wall(), monotonic=time.monotonic())
+        self._place = Place()
         self._census = Census()
         self._metrics = WorkerMetrics(version=version, schema=store.schema, started_at=_wall() / 1000)
         self._files = Files(store.path)
@@ -410,21 +413,34 @@ class Server:
         self._beat()
 
     def _roll_up(self) -> None:
-        """Old rows go, a slice at a time, and only while nobody waits."""
+        """Old rows go, then idle sessions, a slice at a time, and only while nobody waits."""
         started = time.monotonic()
         if not self._retention.is_due(started) or self._kept or self._socket.poll(0):
             return
         before = self._retention.before(wall=_wall(), monotonic=started)
         self._beat()
+        remove = self._forget_idle if self._retention.is_over_sessions else self._roll_up_rows
         try:
-            done = self._store.roll_up(self._retention.after, before=before, live=frozenset(self._census.peers))
+            remove(started, before, frozenset(self._census.peers))
         except StoreBusy:
             self._retention.failed(started)
-            return
+
+    def _roll_up_rows(self, started: float, before: int, live: frozenset[str]) -> None:
+        done = self._store.roll_up(self._retention.after, before=before, live=live)
         ended = time.monotonic()
         rows = self._retention.did(done, seconds=ended - started, monotonic=ended)
         if rows:
             self._log.info("%d ledger rows were older than is kept; their sums stay", rows)
+
+    def _forget_idle(self, started: float, before: int, live: frozenset[str]) -> None:
+        done = self._store.forget_idle(self._place, before=before, live=live)
+        ended = time.monotonic()
+        self._place = done.place
+        for boot, lost in done.lost:
+            self._send(boot, Command.LOST, lost)
+        sessions = self._retention.forgot(done.sessions, is_last=done.is_last, seconds=ended - started, monotonic=ended)
+        if sessions:
+            self._log.info("%d sessions were idle for longer than is kept; the sums of their days stay", sessions)
 
     def _wake(self) -> None:
         try:

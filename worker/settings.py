@@ -135,6 +135,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     ledger_days: int = 400
     """How long single rows of the ledger are kept; 0: for ever.  Sums stay in any case.  A year, and what of the year
     before is still compared with it."""
+    session_days: int = 730
+    """How long a session without a turn is kept, with all that names it; 0: for ever.  Not before its rows, and not at
+    all where these are kept.  Two years: nobody goes on with a conversation that old, and what it cost is still there
+    to be looked up in the year after its own."""
     daemons: int = 1
     """How many request daemons `perdure up` starts."""
     notice_seconds: float = 0.0
@@ -581,6 +585,7 @@ _OWN_PATHS: Final = frozenset({"v1", "healthz", "readyz", "metrics", "api", "ui"
 _RANGES: Final = (
     ("tick_seconds", 0.05, 3_600.0),
     ("ledger_days", 0, 36_500),
+    ("session_days", 0, 36_500),
     ("daemons", 1, 64),
     ("notice_seconds", 0.0, 600.0),
     ("drain_seconds", 0.0, 3_600.0),

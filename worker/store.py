@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from worker.batch import Outcome, Write, apply
+from worker.idle import Forgotten, Place, forget_idle
 from worker.protocol import IndexEntry, IndexPage, KeyKind
 from worker.retention import Slice, roll_up
 from worker.tables import DamagedRow, SqliteTables
@@ -110,6 +111,14 @@ class Store:
 
         def work() -> Slice:
             return roll_up(self._tables, after, before=before, live=live)
+
+        return self._transaction(work)
+
+    def forget_idle(self, place: Place, *, before: int, live: frozenset[str]) -> Forgotten:
+        """One slice of the walk that removes idle sessions, likewise."""
+
+        def work() -> Forgotten:
+            return forget_idle(self._tables, place, before=before, live=live)
 
         return self._transaction(work)
 
@@ -433,6 +442,7 @@ def renew(path: Path) -> None:
             with db:
                 db.execute("UPDATE meta SET value = ? WHERE name = 'incarnation'", (secrets.token_hex(16),))
                 db.execute("UPDATE session_state SET owner = '', epoch = epoch + ?", (_EPOCHS_PASSED,))
+                db.execute(_RAISE_EPOCH_FLOOR, (_EPOCHS_PASSED,))
                 db.execute("UPDATE meta SET value = '1' WHERE name = 'clean'")
         finally:
             db.close()
@@ -597,6 +607,10 @@ FILE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """A database and what SQLite keeps beside it.  The database first: without it nobody opens the others."""
 _EPOCHS_PASSED: Final = 2**20
 """More claims than one session sees between a backup and its return, and a millionth of the greatest epoch."""
+_RAISE_EPOCH_FLOOR: Final = (
+    "INSERT OR REPLACE INTO meta (name, value) "
+    "SELECT 'epoch_floor', coalesce(max(CAST(value AS INTEGER)), 0) + ? FROM meta WHERE name = 'epoch_floor'"
+)
 _KEY: Final = "SELECT value FROM meta WHERE name = 'hash_key'"
 _PRELOADED: Final[tuple[KeyKind, ...]] = ("answer", "request", "retry")
 _KEYS_BEFORE: Final = (

@@ -210,7 +210,7 @@ class Tables(Protocol):
     # What only forgetting needs.
     def is_forgotten(self, session_id: str) -> bool: ...
     def epoch_forgotten(self) -> int:
-        """No session that was forgotten had a greater one."""
+        """No session that is gone, forgotten or idle, had a greater one."""
         ...
 
     # What only imports need.

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec.structs import asdict
 
+from worker.idle import Idle
 from worker.ledger import DayKey, Sums
 from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
 from worker.retention import Aging
@@ -144,6 +145,56 @@ class SqliteTables:
     def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None:
         self._execute(_ADD_TO_ROLLED_DAY, (*day, *sums))
 
+    def drop_links(self, session_id: str, events: Sequence[str]) -> None:
+        self._execute(_DROP_LINKS, (session_id, _encoder.encode(events).decode()))
+
+    # -- what only forgetting idle sessions needs --------------------------------------------------------------------
+
+    def idle_after(self, seen_at: int, number: int, before: int) -> Generator[Idle]:
+        for values in self._execute(_IDLE_AFTER, (seen_at, number, before)):
+            yield Idle(*values)
+
+    def idle(self, session_id: str) -> Idle | None:
+        found = self._first(f"SELECT {_IDLE_LIST} FROM session_state WHERE session_id = ?", session_id)
+        return Idle(*found) if found else None
+
+    def child_after(self, session_id: str, number: int) -> Idle | None:
+        found = self._first(_CHILD_AFTER, session_id, number)
+        return Idle(*found) if found else None
+
+    def newest_rows(self, session_id: str) -> list[Row]:
+        found = (self._first(sql, session_id) for sql in (_NEWEST_SETTLED, _NEWEST_OPEN))
+        return [row_of(values) for values in found if values]
+
+    def open_rows(self, session_id: str, limit: int) -> list[Row]:
+        return [row_of(values) for values in self._execute(_OPEN_ROWS, (session_id, limit))]
+
+    def drop_row(self, event_id: str) -> None:
+        self._execute("DELETE FROM ledger WHERE event_id = ?", (event_id,))
+
+    def drop_some_history(self, session_id: str, limit: int) -> int:
+        return self._count(_DROP_SOME_HISTORY, session_id, limit)
+
+    def drop_some_hints(self, session_id: str, limit: int) -> int:
+        return self._count(_DROP_SOME_HINTS, session_id, limit)
+
+    def some_aliases(self, session_id: str, limit: int) -> list[str]:
+        found = self._execute("SELECT alias FROM session_alias WHERE session_id = ? LIMIT ?", (session_id, limit))
+        return [alias for (alias,) in found]
+
+    def drop_some_keys(self, session_id: str, limit: int) -> int:
+        return self._count(_DROP_SOME_KEYS, session_id, limit)
+
+    def drop_some_images(self, session_id: str, limit: int) -> int:
+        return self._count(_DROP_SOME_IMAGES, session_id, limit)
+
+    def drop_old_images(self, before: int, limit: int) -> int:
+        return self._count(_DROP_OLD_IMAGES, before, limit)
+
+    def raise_epoch_floor(self, epoch: int) -> None:
+        if epoch > self._epoch_floor():
+            self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('epoch_floor', ?)", (str(epoch),))
+
     # -- what only corrections need ----------------------------------------------------------------------------------
 
     def rolled(self, session_id: str) -> Sums:
@@ -247,7 +298,7 @@ class SqliteTables:
         epoch = (found[0] if found else None) or 0
         if not _is_count(epoch, COUNT_MAX - 1):
             raise DamagedRow("session change: its epoch")  # Every session that begins would get it.
-        return int(epoch)
+        return max(int(epoch), self._epoch_floor())
 
     # -- what only imports need --------------------------------------------------------------------------------------
 
@@ -260,6 +311,18 @@ class SqliteTables:
 
     def forget_adopted(self, session_id: str) -> None:
         self._execute("UPDATE session_adopted SET session_id = NULL WHERE session_id = ?", (session_id,))
+
+    def _epoch_floor(self) -> int:
+        found = self._first("SELECT value FROM meta WHERE name = 'epoch_floor'")
+        if found is None:
+            return 0
+        if not found[0].isdecimal() or not _is_count(int(found[0]), COUNT_MAX // 2 + 1):
+            raise DamagedRow("its epoch_floor")  # Every session that begins would get it.
+        return int(found[0])
+
+    def _count(self, sql: str, *bindings: Value) -> int:
+        """How many rows a statement gives: one for each that it changed."""
+        return sum(1 for _ in self._execute(sql, bindings))
 
     def _ids(self, sql: str, session_id: str) -> list[str]:
         return [found for (found,) in self._execute(sql, (session_id,))]
@@ -475,3 +538,41 @@ _ROWS_FROM_THE_FIRST: Final = (
     f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position BETWEEN 1 AND ? ORDER BY position"
 )
 _DROP_ROWS: Final = "DELETE FROM ledger WHERE session_id = ? AND position BETWEEN 1 AND ?"
+_DROP_LINKS: Final = (
+    "DELETE FROM session_history WHERE session_id = ?1 AND event_id IN (SELECT value FROM json_each(?2)) "
+    "AND value NOT IN (SELECT value FROM session_key WHERE session_id = ?1)"
+)
+_IDLE_LIST: Final = ", ".join(("rowid", *Idle._fields[1:]))
+_IDLE_AFTER: Final = (
+    f"SELECT {_IDLE_LIST} FROM session_state WHERE (last_seen_at, rowid) > (?, ?) AND last_seen_at < ? "
+    "ORDER BY last_seen_at, rowid"
+)
+_CHILD_AFTER: Final = (
+    f"SELECT {_IDLE_LIST} FROM session_state WHERE parent_session_id = ? AND rowid > ? ORDER BY rowid LIMIT 1"
+)
+_NEWEST_SETTLED: Final = (
+    f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position > 0 ORDER BY position DESC LIMIT 1"
+)
+_OPEN: Final = f"SELECT {_ROW_LIST} FROM ledger WHERE session_id = ? AND position = 0"
+_NEWEST_OPEN: Final = f"{_OPEN} ORDER BY rowid DESC LIMIT 1"
+_OPEN_ROWS: Final = f"{_OPEN} ORDER BY rowid LIMIT ?"
+
+
+def _dropping_some(table: str, column: str) -> str:
+    some = f"SELECT {column} FROM {table} WHERE session_id = ?1 LIMIT ?2"
+    return f"DELETE FROM {table} WHERE session_id = ?1 AND {column} IN ({some}) RETURNING 1"
+
+
+_DROP_SOME_HISTORY: Final = _dropping_some("session_history", "value")
+_DROP_SOME_HINTS: Final = _dropping_some("session_hint", "name")
+_DROP_SOME_KEYS: Final = _dropping_some("session_key", "id")
+# By its size in bytes, which is known without the value being read.
+_HAS_IMAGES: Final = "octet_length(before) > 2"
+_DROP_SOME_IMAGES: Final = (
+    "UPDATE session_change SET before = '[]' WHERE id IN (SELECT id FROM session_change "
+    f"WHERE (session_id = ?1 OR other_id = ?1) AND {_HAS_IMAGES} LIMIT ?2) RETURNING 1"
+)
+_DROP_OLD_IMAGES: Final = (
+    "UPDATE session_change SET before = '[]' WHERE id IN (SELECT id FROM session_change "
+    "WHERE before <> '[]' AND at < ?1 LIMIT ?2) RETURNING 1"
+)

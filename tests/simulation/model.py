@@ -9,11 +9,12 @@ rollback puts it back, a commit forgets it.  The journal also tells the checks w
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from worker.idle import Idle
 from worker.ledger import DayKey, Sums
 from worker.protocol import Key, KeyKind, Row, Snapshot
 from worker.retention import Aging
@@ -50,6 +51,9 @@ class MemoryTables:
         self.day_rolled: dict[DayKey, Sums] = {}
         self.amendments: dict[int, Amendment] = {}
         self.openings: dict[tuple[str, str], Opening] = {}
+        self.floor: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        """The place of each session in its table; the last one's is given again when it is gone, as SQLite does."""
         self._events: dict[str, tuple[str, ...]] = {}
         self.journal: list[Change] = []
 
@@ -71,6 +75,8 @@ class MemoryTables:
 
     def put_session(self, session: Session) -> None:
         stored = self.sessions.get(session.session_id)
+        if stored is None:
+            self._put("numbers", session.session_id, 1 + max(self.numbers.values(), default=0))
         self._put("sessions", session.session_id, replace(session, snapshot=stored.snapshot if stored else None))
 
     def put_snapshot(self, session_id: str, snapshot: Snapshot) -> None:
@@ -167,16 +173,16 @@ class MemoryTables:
     def sessions_after(self, number: int, limit: int) -> list[Aging]:
         found = [
             Aging(
-                place,
+                self.numbers[session.session_id],
                 session.session_id,
                 session.first_seen_at,
                 session.last_seen_at,
                 session.last_position,
                 session.last_position if session.forgotten_at else session.snapshot.position if session.snapshot else 0,
             )
-            for place, session in enumerate(self.sessions.values(), start=1)
+            for session in self.sessions.values()
         ]
-        return [each for each in found if each.number > number][:limit]
+        return sorted(each for each in found if each.number > number)[:limit]
 
     def rows_from_the_first(self, session_id: str, position: int) -> Generator[Row]:
         yield from (row for row in self.rows_after(session_id, 0, position) if row.position <= position)
@@ -194,6 +200,88 @@ class MemoryTables:
     def add_to_rolled_day(self, day: DayKey, sums: Sums) -> None:
         self._put("day_rolled", day, self.day_rolled.get(day, Sums()).plus(sums))
 
+    def drop_links(self, session_id: str, events: Sequence[str]) -> None:
+        named = {key.value for key in self.keys_of(session_id)}
+        for link in self.history_of(session_id):
+            if link.event_id in events and link.value not in named:
+                self.drop_history(link.value, session_id)
+
+    # -- what only forgetting idle sessions needs --------------------------------------------------------------------
+
+    def idle_after(self, seen_at: int, number: int, before: int) -> Generator[Idle]:
+        found = sorted(self._idle(), key=lambda each: (each.last_seen_at, each.number))
+        yield from (each for each in found if (seen_at, number) < (each.last_seen_at, each.number) < (before, 0))
+
+    def idle(self, session_id: str) -> Idle | None:
+        return next((each for each in self._idle() if each.session_id == session_id), None)
+
+    def child_after(self, session_id: str, number: int) -> Idle | None:
+        found = (each for each in self._idle() if each.parent_session_id == session_id and each.number > number)
+        return next(found, None)
+
+    def newest_rows(self, session_id: str) -> list[Row]:
+        settled, opened = self.rows_after(session_id, 0, 2**62), self.open_rows(session_id, 2**62)
+        return [*settled[-1:], *opened[-1:]]
+
+    def open_rows(self, session_id: str, limit: int) -> list[Row]:
+        return [row for row in self.rows.values() if row.session_id == session_id and not row.position][:limit]
+
+    def drop_row(self, event_id: str) -> None:
+        session_id = self.rows[event_id].session_id
+        self._put("_events", session_id, tuple(each for each in self._events[session_id] if each != event_id))
+        self._drop("rows", event_id)
+
+    def drop_some_history(self, session_id: str, limit: int) -> int:
+        links = sorted(self.history_of(session_id), key=lambda link: (link.event_id, link.value))
+        return self._drop_some("history", ((link.value, session_id) for link in links), limit)
+
+    def drop_some_hints(self, session_id: str, limit: int) -> int:
+        return self._drop_some("hints", ((session_id, name) for name in sorted(self.hints_of(session_id))), limit)
+
+    def some_aliases(self, session_id: str, limit: int) -> list[str]:
+        return self.aliases_of(session_id)[:limit]
+
+    def drop_some_keys(self, session_id: str, limit: int) -> int:
+        places = ((key.kind, key.value, key.name, session_id) for key in self.keys_of(session_id))
+        return self._drop_some("keys", places, limit)
+
+    def drop_some_images(self, session_id: str, limit: int) -> int:
+        of_it = (each for each in self.amendments.values() if session_id in (each.session_id, each.other_id))
+        return self._drop_images(of_it, limit)
+
+    def drop_old_images(self, before: int, limit: int) -> int:
+        return self._drop_images((each for each in self.amendments.values() if each.at < before), limit)
+
+    def raise_epoch_floor(self, epoch: int) -> None:
+        self._put("floor", "epoch", max(epoch, self.floor.get("epoch", 0)))
+
+    def _idle(self) -> list[Idle]:
+        return sorted(
+            Idle(
+                self.numbers[session.session_id],
+                session.session_id,
+                session.parent_session_id,
+                session.last_seen_at,
+                session.last_position,
+                session.snapshot.position if session.snapshot else 0,
+                session.epoch,
+                session.owner,
+            )
+            for session in self.sessions.values()
+        )
+
+    def _drop_some(self, table: str, places: Iterable[Any], limit: int) -> int:
+        some = list(places)[:limit]
+        for place in some:
+            self._drop(table, place)
+        return len(some)
+
+    def _drop_images(self, amendments: Iterable[Amendment], limit: int) -> int:
+        some = [each for each in amendments if each.before][:limit]
+        for each in some:
+            self.put_amendment(replace(each, before=[]))
+        return len(some)
+
     # -- what only corrections need ----------------------------------------------------------------------------------
 
     def rolled(self, session_id: str) -> Sums:
@@ -205,6 +293,7 @@ class MemoryTables:
         self._drop("session_sums", session_id)
         self._drop("session_rolled", session_id)
         self._drop("sessions", session_id)
+        self._drop("numbers", session_id)
 
     def drop_snapshot(self, session_id: str) -> None:
         self._put("sessions", session_id, replace(self.sessions[session_id], snapshot=None))
@@ -276,7 +365,7 @@ class MemoryTables:
         return any(each.session_id == session_id and each.verb == "forget" for each in self.amendments.values())
 
     def epoch_forgotten(self) -> int:
-        return max((each.epoch for each in self.amendments.values()), default=0)
+        return max(self.floor.get("epoch", 0), *(each.epoch for each in self.amendments.values()), 0)
 
     # -- what only imports need --------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from itertools import count
 from typing import Any
 
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 from tests.simulation.model import MemoryTables
 from tests.worker.writing import STARTED_AT, USAGE, naming, row, snapshot
 from worker import batch
+from worker import store as store_module
 from worker.batch import Outcome, Write
 from worker.ledger import Sums, day_key, sums_of_day, sums_of_session
 from worker.protocol import (
@@ -49,9 +49,8 @@ class Desk:
         self.memory = MemoryTables()
         self.db = apsw.Connection(":memory:")
         self.db.execute("PRAGMA foreign_keys = ON")
-        steps = (resources.files("worker") / "migrations").iterdir()
-        for step in sorted((step for step in steps if step.name.endswith(".sql")), key=lambda step: step.name):
-            list(self.db.execute(step.read_text("utf-8")))
+        for _name, step in store_module._steps():
+            list(self.db.execute(step))
         self.sql = SqliteTables(self.db)
         self._numbers = count(1)
 
