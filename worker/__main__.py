@@ -135,8 +135,9 @@ def _on_reload(settings: Settings, server: Server, notifier: notify.Notifier, lo
         read = read_again(in_force, os.environ, OF_WORKER, log)
         if read is not None:
             start_logging("worker", read.log_level, read.log_format)
-            if read.ledger_days != in_force.ledger_days:
-                server.keep_ledger(read.ledger_days)
+            limits = (read.ledger_days, read.session_days)
+            if limits != (in_force.ledger_days, in_force.session_days):
+                server.keep_ledger(*limits)
             in_force = read
         notifier.ready(server.status())
 

@@ -156,8 +156,7 @@ class Schedule:
     """
 
     def __init__(self, days: int, session_days: int = 0, *, wall: int, monotonic: float) -> None:
-        self._limit = days * DAY_MILLISECONDS
-        self._idle_limit = max(days, session_days) * DAY_MILLISECONDS if days and session_days else 0
+        self._limit_to(days, session_days)
         self._wall = wall
         self._monotonic = monotonic
         self._due_at = monotonic + START_SECONDS
@@ -166,9 +165,10 @@ class Schedule:
         self.is_over_sessions = False
         """The walk over rows is done; this is the other."""
 
-    def keep(self, days: int, *, monotonic: float) -> None:
-        """Another limit from now on; what is old by it is looked for soon."""
-        self._limit = days * DAY_MILLISECONDS
+    def keep(self, days: int, session_days: int, *, monotonic: float) -> None:
+        """Other limits from now on; what is old by them is looked for soon, and from the beginning."""
+        self._limit_to(days, session_days)
+        self.after, self.is_over_sessions = 0, False
         self._due_at = min(self._due_at, monotonic + START_SECONDS)
 
     def is_due(self, monotonic: float) -> bool:
@@ -191,6 +191,10 @@ class Schedule:
     def failed(self, monotonic: float) -> None:
         """The store can not be written now; who has a write for it says so."""
         self._due_at = monotonic + BUSY_SECONDS
+
+    def _limit_to(self, days: int, session_days: int) -> None:
+        self._limit = days * DAY_MILLISECONDS
+        self._idle_limit = max(days, session_days) * DAY_MILLISECONDS if days and session_days else 0
 
     def _did(self, removed: int, is_last: bool, seconds: float, monotonic: float) -> int:
         self._removed += removed

@@ -173,9 +173,10 @@ class Server:
         self._asked.append(act)
         self._wake()
 
-    def keep_ledger(self, days: int) -> None:
-        """Another limit for the age of rows."""
-        self._retention.keep(days, monotonic=time.monotonic())
+    def keep_ledger(self, days: int, session_days: int) -> None:
+        """Other limits for the age of rows and of sessions."""
+        self._retention.keep(days, session_days, monotonic=time.monotonic())
+        self._place = Place()
 
     def _bind(self) -> None:
         try:

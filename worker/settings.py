@@ -57,14 +57,17 @@ _NAMING: Final = frozenset(
 )
 RELOADED: Final = _NAMING | {
     *("models", "token", "hosts", "anthropic_url", "openai_url", "providers", "outbox_writes", "body_bytes"),
-    *("tick_seconds", "notice_seconds", "drain_seconds", "ledger_days", "log_level", "log_format"),
+    *("tick_seconds", "notice_seconds", "drain_seconds", "ledger_days", "session_days", "log_level", "log_format"),
 }
 """What is read again on SIGHUP and is in force from then on."""
 OF_WORKER: Final = frozenset(
-    {"state_dir", "runtime_dir", "worker_url", "group", "curve_dir", "ledger_days", "log_level", "log_format"}
+    {
+        *("state_dir", "runtime_dir", "worker_url", "group", "curve_dir", "ledger_days", "session_days"),
+        *("log_level", "log_format"),
+    }
 )
 """What the worker uses."""
-NOT_OF_DAEMON: Final = frozenset({"group", "ledger_days"})
+NOT_OF_DAEMON: Final = frozenset({"group", "ledger_days", "session_days"})
 """What the worker alone uses."""
 WITHOUT_FLAG: Final = _NAMING | TABLES | {"token", "hosts"}
 """Tables and lists do not fit a flag, and a secret on a command line is everybody's to read."""

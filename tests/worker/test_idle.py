@@ -568,6 +568,19 @@ def test_sessions_are_kept_where_nothing_is_to_go(days: int, session_days: int) 
     assert planned.is_due(100.0 + START_SECONDS + 2 * DAY) == bool(days)
 
 
+@pytest.mark.parametrize("limits", [(400, 0), (500, 900), (0, 730)])
+def test_limits_that_change_in_the_middle_of_a_walk_begin_it_anew(limits: tuple[int, int]) -> None:
+    """No walk goes on by a limit that is none."""
+    planned = schedule(400, 730)
+    walked(planned, 200.0)
+    assert planned.is_over_sessions
+    planned.keep(*limits, monotonic=300.0)
+    assert not planned.is_over_sessions and planned.is_due(300.0 + START_SECONDS) == bool(limits[0])
+    assert planned.before(wall=10_000 * DAY_MILLISECONDS, monotonic=300.0) == (10_000 - limits[0]) * DAY_MILLISECONDS
+    walked(planned, 310.0)
+    assert planned.is_over_sessions == bool(limits[0] and limits[1])
+
+
 # -- in the worker's loop ----------------------------------------------------------------------------------------------
 
 
