@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -551,12 +552,24 @@ def _sign(db: apsw.Connection) -> None:
 
 def _copy_before_migration(db: apsw.Connection, path: Path, version: int) -> None:
     copy = path.with_name(f"{path.name}.schema-{version}")
-    if not copy.exists():
+    # A migration that is tried again finds its copy; after one that was gone back on there is more to be kept by now.
+    if _state_of(copy) != _state_of(path):
         partial = copy.with_name(copy.name + ".partial")
         for suffix in FILE_SUFFIXES:
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
         _copy(db, partial, lambda _: None)
         move_durably(partial, copy)
+
+
+def _state_of(path: Path) -> list[Any]:
+    """What tells whether two files hold the same: whose it is, and the newest of what is only ever added."""
+    if not path.exists():
+        return []
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+        try:
+            return [list(db.execute(sql)) for sql in _TELLING]
+        except apsw.Error:
+            return []  # A copy that can not be read is none.
 
 
 def _user_version(db: apsw.Connection) -> int:
@@ -607,6 +620,12 @@ FILE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
 """A database and what SQLite keeps beside it.  The database first: without it nobody opens the others."""
 _EPOCHS_PASSED: Final = 2**20
 """More claims than one session sees between a backup and its return, and a millionth of the greatest epoch."""
+_TELLING: Final = (
+    "SELECT value FROM meta WHERE name = 'incarnation'",
+    "SELECT max(rowid) FROM session_state",
+    "SELECT max(rowid) FROM ledger",
+    "SELECT sum(turns), sum(interrupted), sum(cost_nanousd) FROM day_total",
+)
 _RAISE_EPOCH_FLOOR: Final = (
     "INSERT OR REPLACE INTO meta (name, value) "
     "SELECT 'epoch_floor', coalesce(max(CAST(value AS INTEGER)), 0) + ? FROM meta WHERE name = 'epoch_floor'"
