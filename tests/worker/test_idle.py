@@ -29,6 +29,7 @@ from worker.protocol import Booking, Claim, Command, Hello, Hint, Key, Lost, Mer
 from worker.retention import DAY_MILLISECONDS, START_SECONDS, WALK_SECONDS, Schedule, Slice, roll_up
 from worker.server import Server
 from worker.store import Store
+from worker.stored import Opening
 
 SEEDS: Final = range(24)
 
@@ -227,8 +228,10 @@ def everything(office: Office) -> None:
 
 def test_nothing_is_left_of_a_session_in_any_table(office: Office) -> None:
     everything(office)
-    sums = "0, 1, 0, 0, 0, 0, 0, 0, 0, 0"
-    office.db.execute(f"INSERT INTO session_adopted VALUES ('lore', 'f', 's', {sums}), ('lore', 'g', 't', {sums})")
+    for each in (office.memory, office.sql):
+        each.put_adopted("lore", "f", Opening("s", 0, Sums(turns=1)))
+        each.put_adopted("lore", "g", Opening("t", 0, Sums(turns=1)))
+    office.memory.commit()
     assert {table for table, count in mentions(office).items() if not count} == {"session_rolled"}
     roll_up(office.sql, 0, before=AFTER_ALL, live=NOBODY)
     roll_up(office.memory, 0, before=AFTER_ALL, live=NOBODY)
