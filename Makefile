@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEEDED = $(if $(SEED),--seed $(SEED))
 
-.PHONY: up test check crash kills powercut faults corruption many fuzz oracle year bench lock clean
+.PHONY: up test check wheel crash kills powercut faults corruption many fuzz oracle year bench lock clean
 
 up: $(VENV)/.run
 	@exec $(BIN)/perdure up
@@ -17,6 +17,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What others install: dist/perdure-VERSION-py3-none-any.whl.
+wheel: $(VENV)/.run
+	$(BIN)/python -m hatchling build -t wheel -d dist
 
 # The long part of the proof; each of these prints its figures and stops at a loss.  SEED goes to each.
 crash: kills powercut faults corruption many
