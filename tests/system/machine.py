@@ -137,9 +137,7 @@ class Machine:
         wheel = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"][
             "wheel"
         ]
-        for name in wheel["packages"]:
-            shutil.copytree(ROOT / name, packages / name, dirs_exist_ok=True)
-        for source, target in wheel["force-include"].items():
+        for source, target in {**{name: name for name in wheel["only-include"]}, **wheel["force-include"]}.items():
             if (ROOT / source).is_dir():
                 shutil.copytree(ROOT / source, packages / target, dirs_exist_ok=True)
             else:
