@@ -22,7 +22,7 @@ from tests.clients import AnthropicTalk, RawClient
 from tests.many.pooled import Load
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider
-from tests.system.machine import MUST_RUN, PREFIX, CanNot, Machine
+from tests.system.machine import MUST_RUN, PREFIX, ROOT, CanNot, Machine
 from tests.system.turns import send_turn, take_turn
 
 pytestmark = pytest.mark.system
@@ -31,6 +31,7 @@ PERDURE: Final = f"{PREFIX}/.venv/bin/perdure"
 CONFIG: Final = "/etc/perdure/perdure.toml"
 DATABASE: Final = "/var/lib/perdure/perdure.db"
 WORKER, DAEMON, SECOND = "perdure-worker.service", "perdure-daemon@1.service", "perdure-daemon@2.service"
+TEMPLATE: Final = "perdure-daemon@.service"
 LOGS: Final = ("perdure-worker", "perdure-daemon-1", "perdure-daemon-2")
 CLIENTS: Final = 8
 HELD_EACH: Final = 5
@@ -414,6 +415,24 @@ def test_daemons_do_not_wait_for_a_worker_whose_disk_is_sick(services: Services)
     remove()
     services.systemctl("restart", WORKER)
     services.wait_stored(session, 1)
+
+
+def test_worker_and_daemons_speak_tcp_with_the_drop_ins_of_the_manual(services: Services) -> None:
+    manual = (ROOT / "systemd/README.md").read_text("utf-8").replace("10.0.0.5:7374", f"{HOST}:{free_ports(1)[0]}")
+    blocks = [block for block in re.findall(r"(?s)```ini\n(.*?)```", manual) if "tcp://" in block]
+    services.machine.run(PERDURE, "keys", "/etc/perdure/keys")
+    services.machine.run("chown", "-R", "perdure", "/etc/perdure/keys")
+    services.stop()
+    removers = [services.drop_in(unit, block) for unit, block in zip((WORKER, TEMPLATE), blocks, strict=True)]
+    services.systemctl("start", "perdure.target")
+    services.wait_ready()
+    session = ask(services, "over-tcp")
+    services.wait_stored(session, 1)
+    assert services.machine.run("sh", "-c", "ls /run/perdure/worker.sock 2>&1", check=False).startswith("ls: cannot")
+    services.stop()
+    for remove in removers:
+        remove()
+    services.systemctl("start", "perdure.target")
 
 
 def test_stop_ends_daemons_first_and_units_are_removed_when_they_are_down(services: Services) -> None:
