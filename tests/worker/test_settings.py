@@ -94,6 +94,15 @@ def test_secret_is_not_handed_on(tmp_path: Path) -> None:
     assert "t0ken" not in str(environment(loaded({}, {"PERDURE_TOKEN": "t0ken"})))
 
 
+def test_settings_that_need_a_restart_are_named_where_users_read() -> None:
+    stuck = [name for name in Settings.__struct_fields__ if name not in RELOADED]
+    operating = (Path(__file__).resolve().parents[2] / "docs" / "OPERATING.md").read_text("utf-8")
+    (told,) = re.findall(r"Only (.*) need a restart", operating)
+    assert re.findall(r"`(\w+)`", told) == stuck
+    (told,) = re.findall(r"These need one:\n# (.*)\.", EXAMPLE)
+    assert told.split(", ") == stuck
+
+
 def test_every_setting_is_of_a_program() -> None:
     assert set(Settings.__struct_fields__) >= OF_WORKER | RELOADED | TABLES | SECRET
     assert NOT_OF_DAEMON <= OF_WORKER
