@@ -189,7 +189,7 @@ class Calendar:
 
     def _judge(self, month: Month, day: int) -> None:
         """Once as much goes as comes, the file stays as large as it was; and what is there is not too old to be."""
-        settled = self.ledger_days + self.session_days + DAYS_PER_MONTH
+        settled = max(self.ledger_days, self.session_days) + DAYS_PER_MONTH
         former = next((each for each in self.months if each.number * DAYS_PER_MONTH >= settled), None)
         if former is not None and month.bytes > GROWTH_MAX * former.bytes:
             raise Loss(f"month {month.number}: {month.bytes:,} bytes, {former.bytes:,} in month {former.number}")
