@@ -98,6 +98,7 @@ def ensure(settings: Settings, options: argparse.Namespace) -> Readiness:
 def _started(settings: Settings, options: argparse.Namespace, deadline: float) -> Readiness:
     launched: Launched | None = None
     refused: Fatal | None = None
+    quiet_until = time.monotonic() + QUIET_SECONDS
     while True:
         if (found := look(settings)) and found.answers_turns:
             if launched:
@@ -114,6 +115,9 @@ def _started(settings: Settings, options: argparse.Namespace, deadline: float) -
             if fatal.status != runtime.EXIT_UNAVAILABLE or supervisor_pid(settings) is None:
                 raise
             refused = fatal
+        if refused and time.monotonic() > quiet_until:
+            quiet_until = deadline
+            _say(f"{refused}; waiting for that to change, {START_SECONDS:.0f} s at most")
         if time.monotonic() > deadline:
             raise refused or Fatal(
                 runtime.EXIT_UNAVAILABLE,

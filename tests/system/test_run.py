@@ -400,6 +400,18 @@ def test_run_and_down_a_worker_of_another_supervisor_is_left_alone(provider: Scr
             place.close()
 
 
+def test_run_gateway_of_the_same_state_listens_elsewhere_it_says_what_it_waits_for(there: Place) -> None:
+    command = [PERDURE, "run", "--listen", f"{HOST}:{free_ports(1)[0]}", "--", "true"]
+    run = subprocess.Popen(command, env=there.environ, stderr=subprocess.PIPE, text=True)
+    try:
+        assert run.stderr is not None
+        said = run.stderr.readline()
+        assert "another perdure worker" in said and "waiting" in said
+    finally:
+        run.kill()
+        run.communicate(timeout=10)
+
+
 # -- ctl -----------------------------------------------------------------------------------------------------------
 
 
