@@ -6,8 +6,10 @@ Theory.  A *voice* is one thread of conversation; a session its client named may
 one session run beside each other on different daemons.  For each request a voice draws a daemon, as a load balancer
 would; some requests are sent twice at once (hedged), and some are given up early.  What was not answered to its end is
 sent again.  Beside them *strikes* are drawn from a deck: SIGKILL, SIGSTOP and SIGTERM of daemons and worker, one or
-two at a time, for a while.  Then what clients were promised is held against what is stored (`reckoning`), and what the
-daemons knew against what had finished (`testimony`).
+two at a time, for a while.  They are planned before the first request, each with its place among the turns, and voices
+speak until the last one was made good: a crowd that is faster or slower than usual is struck as often.  Then what
+clients were promised is held against what is stored (`reckoning`), and what the daemons knew against what had finished
+(`testimony`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
@@ -48,11 +50,16 @@ IMPATIENCE_SECONDS: Final = 0.3
 """What a client waits that gives up early: longer than a turn takes, shorter than a process is stopped."""
 IMPATIENT_SHARE: Final = 0.1
 HEDGED_SHARE: Final = 0.05
-TURNS_PER_STRIKE: Final = 60
+TURNS_PER_STRIKE: Final = 150
+STRIKES_MIN: Final = 4
+"""However few turns: each victim is struck, and some of them at once."""
 OUTAGE_SECONDS: Final = (0.05, 0.4, 0.8)
 """How long what was struck stays so."""
+TOGETHER_SHARE: Final = 1 / 3
 LONG_STOP_SECONDS: Final = 3.5
-"""A daemon that was stopped for longer than the worker takes for its death (three seconds), once in a deck."""
+"""A daemon that was stopped for longer than the worker takes for its death (three seconds)."""
+LONG_STOP_EVERY: Final = 9
+"""Of so many strikes one is that."""
 THINKING_SECONDS: Final = 0.3
 """A user thinks as long at most; the model takes about the same.  So strikes are spread over the turns, and meet most
 of them in mid-stream."""
@@ -72,11 +79,23 @@ class Strike(NamedTuple):
     """ "worker", or "daemon" for one of them."""
     blow: Blow
 
+    def __str__(self) -> str:
+        return f"{self.victim} {self.blow.value}"
+
 
 DECK: Final = (
     *(Strike("daemon", blow) for blow in Blow for _ in range(2)),
     *(Strike("worker", blow) for blow in Blow),
 )
+
+
+class Round(NamedTuple):
+    """What is struck at once, after how many turns, and how long it stays so."""
+
+    turns: int
+    struck: Mapping[str, Blow]
+    """By process."""
+    seconds: float
 
 
 @dataclass
@@ -147,17 +166,15 @@ class Spray:
         turns: int,
         seed: int,
         settings: Mapping[str, object] = MappingProxyType({}),
-        is_struck: bool = True,
     ) -> None:
         self.report = Report(seed, sessions, daemons)
         self._provider = provider
         self._turns = turns
-        self._is_struck = is_struck
-        self._chance = random.Random(f"{seed}/strikes")
         self.gateway = Gateway(
             provider, daemons=daemons, programs=witnessed(daemons), **{"tick_seconds": TICK_SECONDS, **settings}
         )
-        self._crowd = Crowd(self.gateway, sessions, turns, seed)
+        self.plan = planned(turns, self.gateway.daemons, random.Random(f"{seed}/strikes"))
+        self._crowd = Crowd(self.gateway, sessions, seed)
         self._killed_at: defaultdict[str, list[float]] = defaultdict(list)
 
     def run(self) -> Report:
@@ -165,8 +182,7 @@ class Spray:
             self.gateway.start()
             self._crowd.start()
             try:
-                if self._is_struck:
-                    self._strike_around()
+                self._strike_around()
                 self._crowd.wait_for_turns(self._turns)
             finally:
                 self._crowd.stop()
@@ -177,30 +193,18 @@ class Spray:
     # -- strikes -----------------------------------------------------------------------------------------------------
 
     def _strike_around(self) -> None:
-        strikes = self._strikes()
-        while self._crowd.turns < self._turns - TURNS_PER_STRIKE:
-            self._crowd.wait_for_turns(self._crowd.turns + self._chance.randint(1, TURNS_PER_STRIKE))
-            struck = dict(next(strikes) for _ in range(self._chance.choice((1, 1, 2))))
-            for victim, blow in struck.items():
+        for each in self.plan:
+            self._crowd.wait_for_turns(each.turns)
+            for victim, blow in each.struck.items():
                 self._strike(victim, blow)
-            is_long = Blow.STOP in struck.values() and "worker" not in struck and self._chance.random() < 1 / len(DECK)
-            # Not to wait for anything: how long it lasts is what chance chose.
-            time.sleep(LONG_STOP_SECONDS if is_long else self._chance.choice(OUTAGE_SECONDS))
+            time.sleep(each.seconds)  # Not to wait for anything: how long it lasts is what chance chose.
             # The worker first: a daemon that was told to stop waits for its word.
-            for victim in sorted(struck, key=lambda victim: victim != "worker"):
-                self._repair(victim, struck[victim])
+            for victim in sorted(each.struck, key=lambda victim: victim != "worker"):
+                self._repair(victim, each.struck[victim])
             self.gateway.wait_ready(PROGRESS_DEADLINE_SECONDS)
 
-    def _strikes(self) -> Iterator[tuple[str, Blow]]:
-        """Every combination equally often, in a drawn order, on a drawn daemon."""
-        while True:
-            deck = self._chance.sample(DECK, len(DECK))
-            for strike in deck:
-                is_worker = strike.victim == "worker"
-                yield "worker" if is_worker else self._chance.choice(self.gateway.daemons), strike.blow
-
     def _strike(self, victim: str, blow: Blow) -> None:
-        self.report.strikes[f"{victim.partition('-')[0]} {blow.value}"] += 1
+        self.report.strikes[str(Strike(victim.partition("-")[0], blow))] += 1
         if blow is Blow.KILL:
             self._killed_at[victim].append(time.monotonic())
             self.gateway.kill(victim)
@@ -253,14 +257,14 @@ class Spray:
 
 
 class Crowd:
-    """All voices, until so many turns were answered to their end."""
+    """All voices, until they are told to stop."""
 
-    def __init__(self, gateway: Gateway, sessions: int, turns: int, seed: int) -> None:
+    def __init__(self, gateway: Gateway, sessions: int, seed: int) -> None:
         self.attempts: list[Attempt] = []
         self.turns = 0
         self.refused = 0
         self._gateway = gateway
-        self._wanted = turns
+        self._is_over = False
         self._changed = threading.Condition()
         self._numbers = count(1)
         self._threads = [
@@ -274,7 +278,7 @@ class Crowd:
 
     def stop(self) -> None:
         """No more requests; return when all have ended."""
-        self._wanted = 0
+        self._is_over = True
         for thread in self._threads:
             thread.join(PATIENCE_SECONDS + DEADLINE_SECONDS)
         assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
@@ -287,7 +291,7 @@ class Crowd:
 
     def _speak(self, talk: Conversation, chance: random.Random) -> None:
         text = ""
-        while self.turns < self._wanted:
+        while not self._is_over:
             time.sleep(chance.uniform(0.0, THINKING_SECONDS))
             text = text or _question(chance)
             if self._ask(talk, text, chance):
@@ -332,6 +336,35 @@ class Crowd:
                 is_answered = True
             attempt.over = True
         return is_answered
+
+
+def planned(turns: int, daemons: Sequence[str], chance: random.Random) -> list[Round]:
+    """The rounds of a spray of so many turns, spread over all of them: of every combination in the deck as many, in a
+    drawn order, on drawn daemons; two at once where they are not of one process."""
+    rounds: list[Round] = []
+    waiting = _drawn(max(STRIKES_MIN, turns // TURNS_PER_STRIKE), daemons, chance)
+    long_stops = len(waiting) // LONG_STOP_EVERY
+    while waiting:
+        struck = dict([waiting.pop(0)])
+        is_long = long_stops > 0 and Blow.STOP in struck.values() and "worker" not in struck
+        long_stops -= is_long
+        if waiting and not is_long and waiting[0][0] not in struck and chance.random() < TOGETHER_SHARE:
+            struck |= dict([waiting.pop(0)])
+        rounds.append(Round(0, struck, LONG_STOP_SECONDS if is_long else chance.choice(OUTAGE_SECONDS)))
+    width = turns / len(rounds)
+    return [each._replace(turns=int((place + chance.random()) * width)) for place, each in enumerate(rounds)]
+
+
+def _drawn(count: int, daemons: Sequence[str], chance: random.Random) -> list[tuple[str, Blow]]:
+    """So many strikes: whole decks, and then a part of one, in which each victim comes first once."""
+    whole, rest = divmod(count, len(DECK))
+    dealt = [strike for _ in range(whole) for strike in chance.sample(DECK, len(DECK))]
+    last = chance.sample(DECK, len(DECK))
+    for victim in ("worker", "daemon"):
+        place = next(place for place, strike in enumerate(last) if strike.victim == victim)
+        last.insert(0, last.pop(place))
+    dealt += last[:rest]
+    return [(each.victim if each.victim == "worker" else chance.choice(daemons), each.blow) for each in dealt]
 
 
 def voices(sessions: int, seed: int) -> list[Conversation]:

@@ -4,9 +4,11 @@ going on."""
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ from tests.conftest import Tell
 from tests.crash.conversation import Attempt, Conversation
 from tests.many import testimony, witness
 from tests.many.reckoning import reckon
-from tests.many.spray import Spray, witnessed
+from tests.many.spray import DECK, STRIKES_MIN, TURNS_PER_STRIKE, Spray, Strike, planned, witnessed
 from tests.many.testimony import knowledge_of, percentile
 from tests.processes import HOST, Gateway, free_ports
 from tests.provider import ScriptedProvider
@@ -46,6 +48,8 @@ def test_spray_over_four_daemons_struck_at_random_is_one_gateway(tell: Tell) -> 
     )
     assert len(report.claims) > SESSIONS
     assert report.reckoning.excused < report.reckoning.facts / 10
+    assert set(report.strikes) == {str(strike) for strike in DECK}
+    assert report.knowledge.compared > TURNS / 2
 
 
 def test_spray_over_tcp_is_one_gateway(tell: Tell) -> None:
@@ -61,6 +65,22 @@ def test_spray_over_tcp_is_one_gateway(tell: Tell) -> None:
     finally:
         shutil.rmtree(directory)
     tell(f"spray over tcp, seed {seed}: {report.turns} turns, {sum(report.strikes.values())} strikes")
+    assert {strike.partition(" ")[0] for strike in report.strikes} == {"daemon", "worker"}
+    assert report.knowledge.compared > SMALL_TURNS / 2
+
+
+@pytest.mark.parametrize("turns", [1, 200, 1_350, 2_000, 3_000])
+def test_plan_of_a_spray_strikes_every_victim_and_with_turns_enough_in_every_way(turns: int) -> None:
+    for seed in range(50):
+        rounds = planned(turns, ["daemon", "daemon-2"], random.Random(seed))
+        strikes = Counter(
+            Strike(victim.partition("-")[0], blow) for each in rounds for victim, blow in each.struck.items()
+        )
+        assert strikes.total() == max(STRIKES_MIN, turns // TURNS_PER_STRIKE)
+        assert {strike.victim for strike in strikes} == {"daemon", "worker"}
+        assert all(strikes[strike] >= strikes.total() // len(DECK) * DECK.count(strike) for strike in DECK)
+        places = [each.turns for each in rounds]
+        assert places == sorted(places) and places[-1] < turns
 
 
 def test_session_that_goes_from_daemon_to_daemon_is_known_before_the_provider_is_asked(tell: Tell) -> None:
