@@ -16,6 +16,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -26,9 +27,12 @@ from tests.worker.writing import booking, claim, row, snapshot_write, write
 from worker.batch import Write
 from worker.protocol import Amend, Merge, Split, Undo
 from worker.records import account_of, page_of_sessions
+from worker.retention import ROWS_PER_SLICE, Slice
 from worker.store import Reader, Store, StoreBusy, StoreRefused
 
 NOW: Final = 1_750_000_100_000
+AFTER_ALL: Final = 2 * NOW
+"""A limit that makes every row an old one."""
 LIVE: Final = frozenset({"boot-1"})
 TRIES: Final = 3
 """Of a step under a fault; a lasting one is over before the last."""
@@ -65,6 +69,15 @@ class Desk:
         self.acknowledged += 1
         self._remember()
 
+    def roll_up(self) -> None:
+        """Old rows go, a slice after the other, each acknowledged as a commit is."""
+        after, is_over = 0, False
+        while not is_over:
+            done = self._until_done(partial(self._slice, after))
+            after, is_over = done.after, done.is_last
+            self.acknowledged += 1
+            self._remember()
+
     def checkpoint(self) -> None:
         self._until_done(lambda: self.store.checkpoint())
 
@@ -85,6 +98,9 @@ class Desk:
         if self._store is None:
             self._store = Store(self.path)
         return self._store
+
+    def _slice(self, after: int) -> Slice:
+        return self.store.roll_up(after, before=AFTER_ALL, live=frozenset())
 
     def _shown(self) -> tuple[object, ...]:
         reader = Reader(self.path)
@@ -175,6 +191,19 @@ def reading(desk: Desk) -> None:
     assert before != after == desk.read(), "a reader under the fault was shown something else"
 
 
+def aging(desk: Desk) -> None:
+    """A session whose old rows take two slices: the first is full."""
+    desk.open()
+    desk.commit(
+        write(claim("aged")),
+        *(write(booking(n, "aged", boot="gone")) for n in range(1, AGED_TURNS + 1)),
+        write(snapshot_write("aged", position=AGED_TURNS)),
+    )
+    desk.storm()
+    desk.roll_up()
+    desk.commit(write(booking(AGED_TURNS + 1, "aged")))
+
+
 def closing(desk: Desk) -> None:
     desk.open()
     desk.commit(*BATCHES[0])
@@ -195,6 +224,7 @@ BATCHES: Final[Sequence[Sequence[Write]]] = (
     [_amend(51, Split(session_id="session-1", drawn_id="session-9", first_event=row(11).event_id))],
     [_amend(52, Undo(change=1))],
 )
+AGED_TURNS: Final = ROWS_PER_SLICE + 11
 SCENES: Final = (
     Scene("a fresh store", opening),
     Scene("a store that was closed", opening, "closed"),
@@ -203,6 +233,7 @@ SCENES: Final = (
     Scene("commits", writing, "closed"),
     Scene("checkpoints", checkpointing, "closed"),
     Scene("reads", reading, "closed"),
+    Scene("old rows", aging, "closed"),
     Scene("a close", closing, "closed"),
 )
 

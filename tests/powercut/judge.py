@@ -20,7 +20,7 @@ import apsw
 from tests.powercut.facts import totals_of
 from tests.powercut.images import Image
 from tests.powercut.traffic import can_come_late
-from tests.powercut.workload import DATABASE, Copy, Promise, Run, State, commit, state_of, tables_of
+from tests.powercut.workload import DATABASE, Copy, Promise, Run, State, commit, redo, state_of, tables_of
 from tests.worker.writing import booking, write
 from worker.store import Store, StoreBusy, StoreRefused, WriteRejected
 from worker.tables import DamagedRow, SqliteTables
@@ -88,7 +88,7 @@ class Judge:
     def _going_on(self, store: Store, acknowledged: int) -> Iterator[str]:
         promises = self._run.promises
         for promise in promises[acknowledged + 1 :]:
-            commit(store, promise.writes, promise.now)
+            redo(store, promise)
         commit(store, self._late, promises[-1].now)
         yield from (f"in the end, {each}" for each in differences(state_of(store), promises[-1].state))
         yield from (f"in the end, {each}" for each in _untrue(store, promises[-1]))

@@ -20,10 +20,11 @@ from tests.powercut.campaign import Campaign, scratch_folder
 from tests.powercut.images import Created, Disk, Grown, Image, Pending, Synced, Written, sectors
 from tests.powercut.judge import Judge
 from tests.powercut.recording import recording
-from tests.powercut.workload import DATABASE, Script, Stage, everyday, pragma_replaced, small
+from tests.powercut.workload import DATABASE, Script, Stage, aging, everyday, pragma_replaced, small
 from tests.worker.writing import booking, claim, write
 from worker import batch
 from worker.store import Store
+from worker.tables import SqliteTables
 
 IMAGES_PER_CUT: Final = 2
 CONTROL_SEED: Final = 1
@@ -111,6 +112,19 @@ def test_with_syncs_at_checkpoints_only_acknowledged_commits_are_found_lost() ->
 
 def test_with_acknowledgements_before_the_commit_these_commits_are_found_lost() -> None:
     assert any("lost: " in finding for finding in findings(partial(small, acknowledging_early=True)))
+
+
+def test_without_one_transaction_for_a_slice_rows_that_are_gone_and_counted_twice_are_found() -> None:
+    drop_rows = SqliteTables.drop_rows
+
+    def committing_first(tables: SqliteTables, session_id: str, position: int) -> None:
+        tables._execute("COMMIT; BEGIN IMMEDIATE")
+        drop_rows(tables, session_id, position)
+
+    with mock.patch.object(SqliteTables, "drop_rows", committing_first):
+        found = findings(aging)
+    assert any("wrong: " in finding for finding in found)
+    assert any("of rows that are gone: " in finding for finding in found)
 
 
 def always(*_: object) -> bool:

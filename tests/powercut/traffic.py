@@ -2,7 +2,7 @@
 
 One rule: it does what a daemon may do and no more, so that sending any of it again changes nothing.  A claim is the
 exception, as it should be: it says who owns a session from now on.  So a session is claimed once in a batch at most,
-and claims are repeated by their own batch only.
+and claims are repeated by their own batch only.  And a daemon that is gone sends nothing again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from worker.batch import Outcome, Write
 from worker.protocol import Amend, Booking, Claim, Key, KeyKind, Merge, Naming, SnapshotWrite, Usage
 
 BOOTS: Final = ("boot-1", "boot-2")
+GONE: Final = "boot-0"
+"""A daemon of which nothing more is heard after one batch."""
+AGED: Final = ("aged-1", "aged-2")
+"""Sessions of that one, and…"""
+AGED_TURNS: Final = 6
+"""…how many turns each of them has."""
 NAMED: Final = ("named-1", "named-2", "named-3")
 """Sessions that their client names; the last one is merged into the first."""
 UNNAMED: Final = ("drawn-1", "drawn-2")
@@ -68,6 +74,16 @@ class Traffic:
         talk = self._talks[into]
         talk.owner, talk.epoch = "", 0
         return [self._write(Amend(request="request-of-an-operator", act=Merge(session_id=source, into=into)), BOOTS[0])]
+
+    def departed(self) -> list[Write]:
+        """All that a daemon told which is gone: turns, and the states that know of them."""
+        self._batches += 1
+        bodies: list[Claim | Booking | SnapshotWrite] = []
+        for session_id in AGED:
+            bodies.append(Claim(naming=_naming(session_id, 1, answered=False)))
+            bodies += [_turn(session_id, turn, self._draw, boot=GONE) for turn in range(1, AGED_TURNS + 1)]
+            bodies.append(snapshot_write(session_id, generation=1, position=AGED_TURNS))
+        return [self._write(body, GONE) for body in bodies]
 
     def unfit(self, size: int) -> list[Write]:
         """A batch that no store takes, since the last of its writes holds what is no text; the others are not heard of
@@ -137,8 +153,8 @@ class Traffic:
 
 
 def can_come_late(write: Write) -> bool:
-    """It says what was, and so may come again at any time."""
-    return not isinstance(write.body, Claim)
+    """It says what was, and so may come again at any time as long as there is somebody to send it."""
+    return write.boot in BOOTS and not isinstance(write.body, Claim)
 
 
 def _turn(

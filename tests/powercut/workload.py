@@ -1,7 +1,7 @@
 """What is running when the power goes: scripts for the real store, recorded with what it promised and when.
 
-One rule: a script only plays the worker (commit, checkpoint, close) and the world (kill, reader); what reaches the disk
-is the store's doing.
+One rule: a script only plays the worker (commit, checkpoint, slice, close) and the world (kill, reader); what reaches
+the disk is the store's doing.
 
 Theory of operation.  Each commit is a *promise*: from the moment it returned every disk must hold its state, and from
 the moment it began a disk may.  The state is all tables as the running store shows them; the facts beside it are told
@@ -26,6 +26,7 @@ from tests.powercut.recording import Recording, recording
 from tests.powercut.traffic import BOOTS, Traffic
 from tests.worker.test_migrations import put_old_rows, put_rows_of_schema_2
 from tests.worker.writing import booking, write
+from worker import retention
 from worker import store as store_module
 from worker.batch import Outcome, Write
 from worker.store import Store, WriteRejected
@@ -34,6 +35,10 @@ DATABASE: Final = "perdure.db"
 SPILLING_CACHE_PAGES: Final = 10
 """With so few pages in memory a transaction goes to the log before it is committed, as a large one does."""
 NOW: Final = 1_750_000_000_000
+SLICE_ROWS: Final = 4
+"""Old rows that a slice removes.  So few that a walk over all of them takes some, and one ends in mid-session."""
+AFTER_ALL: Final = 2 * NOW
+"""A limit that makes every row an old one."""
 NEWEST_SCHEMA: Final = len(store_module._steps())
 
 State = dict[str, list[tuple[Any, ...]]]
@@ -41,7 +46,7 @@ State = dict[str, list[tuple[Any, ...]]]
 
 
 class Promise(NamedTuple):
-    """One commit."""
+    """One commit, or one slice of the walk over old rows."""
 
     began: int
     """Operations before it, and…"""
@@ -51,6 +56,7 @@ class Promise(NamedTuple):
     now: int
     state: State
     facts: Facts
+    is_slice: bool = False
 
 
 class Copy(NamedTuple):
@@ -87,6 +93,7 @@ def everyday(folder: Path, draw: random.Random, *, acknowledging_early: bool = F
             [stage.reopen, stage.commit],
             [stage.kill, stage.commit, stage.checkpoint],
             [stage.merge, stage.commit],
+            [stage.age, stage.slice, stage.commit, stage.slice, stage.kill, stage.slice],
             [stage.refuse, stage.kill, stage.commit],
         ]
         draw.shuffle(parts)
@@ -106,6 +113,17 @@ def small(folder: Path, draw: random.Random, *, acknowledging_early: bool = Fals
             step()
         stage.store.abandon()
         return stage.run("small")._replace(identity_from=0)
+
+
+def aging(folder: Path, draw: random.Random) -> Run:
+    """Old rows go, in slices, between two checkpoints."""
+    Store(folder / DATABASE).close()
+    with recording(folder) as recorded:
+        stage = Stage(recorded, draw)
+        for step in (stage.age, stage.checkpoint, stage.slice, stage.slice, stage.checkpoint, stage.slice):
+            step()
+        stage.store.abandon()
+        return stage.run("aging")._replace(identity_from=0)
 
 
 def after_a_cut(run: Run) -> Script:
@@ -155,7 +173,7 @@ class Stage:
         self.store = Store(recorded.folder / DATABASE)
         self._identity = (self.store.incarnation, self.store.hash_key)
         self._identity_from = recorded.position
-        facts = Facts({}, {}, {}, before=totals_of(self.store._db.execute))
+        facts = Facts({}, {}, {}, frozenset(), before=totals_of(self.store._db.execute))
         self.promises = [Promise(0, 0, [], NOW, state_of(self.store), facts)]
 
     def run(self, name: str) -> Run:
@@ -169,6 +187,18 @@ class Stage:
         """Of sessions that exist by then."""
         self.commit_writes(self._traffic.claims())
         self.commit_writes(self._traffic.merge())
+
+    def age(self) -> None:
+        """Rows that may go: a daemon told of them, and of its state after them, and is gone."""
+        self.commit_writes(self._traffic.departed())
+
+    def slice(self) -> None:
+        began, now = self._recorded.position, NOW + len(self.promises)
+        facts = self.promises[-1].facts.after_slice(SLICE_ROWS)
+        promise = Promise(began, began, [], now, {}, facts, is_slice=True)
+        redo(self.store, promise)
+        kept_from = began if self._acknowledging_early else self._recorded.position
+        self.promises.append(promise._replace(kept_from=kept_from, state=state_of(self.store)))
 
     def checkpoint(self) -> None:
         self.store.checkpoint()
@@ -217,6 +247,16 @@ class Stage:
 
 def commit(store: Store, writes: Sequence[Write], now: int) -> Outcome:
     return store.commit(writes, live=frozenset(BOOTS), now=now)
+
+
+def redo(store: Store, promise: Promise) -> None:
+    """What a promise was made for, on another store or once more."""
+    if not promise.is_slice:
+        commit(store, promise.writes, promise.now)
+        return
+    with mock.patch.object(retention, "ROWS_PER_SLICE", SLICE_ROWS):
+        # From the first session, as a worker begins that was started anew.
+        store.roll_up(0, before=AFTER_ALL, live=frozenset(BOOTS))
 
 
 def state_of(store: Store) -> State:
