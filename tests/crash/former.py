@@ -27,7 +27,6 @@ TURNS: Final = 10
 """Together some hundred rows: enough pages that a migration and its copy take many writes."""
 PROTOCOL: Final = "messages"
 BEGAN_AT: Final = 1_750_000_000_000
-TABLES: Final = ("meta", "session_state", "session_alias", "session_key", "ledger", "session_total", "day_total")
 
 
 def former_versions() -> range:
@@ -43,7 +42,7 @@ class Former:
         self._path = directory / f"schema-{version}.db"
         present = directory / f"present-{version}.db"
         _fill(present)
-        _put_back(present, self._path, version)
+        put_back(present, self._path, version)
         self._facts = _facts(self._path)
 
     def lay(self, gateway: Gateway) -> None:
@@ -119,20 +118,27 @@ def _row(naming: Naming, turn: int) -> Row:
     )
 
 
-def _put_back(present: Path, path: Path, version: int) -> None:
-    """The same rows under a former schema: every table and column that it had."""
+def put_back(present: Path, path: Path, version: int) -> None:
+    """The same rows under a former schema: every table and column that it had.  Rows of the ledger in which something
+    stands that it had no column for would not be whole."""
     db = apsw.Connection(str(path))
     db.execute("PRAGMA journal_mode = WAL")
     for _name, sql in worker.store._steps()[:version]:
         list(db.execute(sql))
     db.execute("ATTACH ? AS present", (str(present),))
-    for table in TABLES:
-        columns = ", ".join(name for _, name, *_ in db.execute(f"PRAGMA main.table_info({table})"))
-        db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM present.{table}")
+    for (table,) in list(db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")):
+        kept = set(_columns(db, "present", table))
+        columns = ", ".join(name for name in _columns(db, "main", table) if name in kept)
+        if columns:
+            db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM present.{table}")
     db.execute("DETACH present")
     db.execute(f"PRAGMA application_id = {worker.store.APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {version}")
     db.close()
+
+
+def _columns(db: apsw.Connection, schema: str, table: str) -> list[str]:
+    return [name for _, name, *_ in db.execute(f"PRAGMA {schema}.table_info({table})")]
 
 
 def _facts(path: Path) -> dict[tuple[object, ...], object]:

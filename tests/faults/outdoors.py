@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from tests.crash.checker import Findings, answers_by_mark, check_totals, settled_findings
-from tests.crash.crowd import Crowd
+from tests.crash.conversation import Attempt
 from tests.faults.program import Sky, Weather, command
 from tests.processes import Gateway
 from tests.provider import ScriptedProvider
@@ -23,6 +23,10 @@ from tests.provider import ScriptedProvider
 SEED: Final = 11
 PACE_SECONDS: Final = 0.02
 """Four clients at this pace are at most two hundred turns a second."""
+
+
+class Clients(Protocol):
+    attempts: list[Attempt]
 
 
 class Outdoors(Gateway):
@@ -61,7 +65,7 @@ def counted(gateway: Gateway, metric: str, daemon: str = "daemon") -> float:
 
 
 def assert_all_stored(
-    gateway: Gateway, provider: ScriptedProvider, *crowds: Crowd, worker_was_away: bool = True
+    gateway: Gateway, provider: ScriptedProvider, *crowds: Clients, worker_was_away: bool = True
 ) -> Findings:
     """Every client was answered, and what it was promised is stored, once."""
     attempts = [attempt for crowd in crowds for attempt in crowd.attempts]

@@ -3,7 +3,7 @@
     python -m tests.faults.program worker|daemon FILE
 
 One rule: the world is faulty, the program is as it is; only what stands between the two is replaced: the file system
-under SQLite, the wall clock, the limits of the process, and what a program of another version would say.
+under SQLite, the clocks, the limits of the process, and what a program of another version would say.
 
 Theory.  FILE holds the weather as JSON; it is replaced whole, and looked at whenever the program asks the world for
 something.  Limits and versions are those that the file names at the start.
@@ -36,6 +36,8 @@ class Weather(Struct, frozen=True, kw_only=True):
     sync_seconds: float = 0.0
     clock_seconds: float = 0.0
     """How far the wall clock is off."""
+    uptime_seconds: float = 0.0
+    """How far the monotonic clock is ahead of the machine's: what waits for so long is over at once."""
     files_max: int = 0
     """Descriptors the process may have; 0: as many as it is used to."""
     may_take_more: bool = False
@@ -85,10 +87,12 @@ class _Disk(FaultyDisk):
         return super()._fails(call)
 
 
-def _set_clock(sky: Sky) -> None:
-    seconds, nanoseconds = time.time, time.time_ns
+def _set_clocks(sky: Sky) -> None:
+    seconds, nanoseconds, monotonic = time.time, time.time_ns, time.monotonic
     time.time = lambda: seconds() + sky.now().clock_seconds
     time.time_ns = lambda: nanoseconds() + int(sky.now().clock_seconds * 1e9)
+    # Timers go by the event loop's own clock, which is not replaced: they do not fire all at once.
+    time.monotonic = lambda: monotonic() + sky.now().uptime_seconds
 
 
 def _limit(weather: Weather) -> None:
@@ -129,7 +133,7 @@ def main() -> int:
     program, path = sys.argv[1:]
     sky = Sky(Path(path))
     weather = sky.now()
-    _set_clock(sky)
+    _set_clocks(sky)
     _speak(weather)
     if program == "worker":
         from worker.__main__ import main as run

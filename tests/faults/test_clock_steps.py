@@ -64,19 +64,24 @@ def test_clocks_that_step_by_hours_cost_nothing_and_turn_nothing_around(tell: Te
         tell(f"clocks stepped {len(STEPS)} times by up to {FARTHEST / HOUR:.0f} h: {len(rows)} turns, in their order")
 
 
-@pytest.mark.parametrize("seconds", [-HOUR / 20, HOUR / 20])
-def test_request_sent_again_after_the_clock_stepped_a_little_is_the_same_conversation(seconds: float) -> None:
-    with ScriptedProvider() as provider, Outdoors(provider, under={"daemon": Weather()}) as gateway:
+@pytest.mark.parametrize(("seconds", "sessions"), [(-HOUR / 20, 1), (HOUR / 20, 1), (HOUR / 2, 2)])
+def test_request_sent_again_is_the_same_conversation_while_a_retry_may_come_and_then_no_more(
+    seconds: float, sessions: int
+) -> None:
+    calm = {"daemon": Weather(), "worker": Weather()}
+    with ScriptedProvider() as provider, Outdoors(provider, under=calm) as gateway:
         gateway.start()
         with gateway.client() as client:
             send_turn(client, "messages", "stall:never-answered", stream=True)
             provider.wait_held("never-answered")
         eventually(lambda: [row.ended_at > 0 for row in gateway.rows()] == [True])
-        gateway.set("daemon", Weather(clock_seconds=seconds))
+        # The worker's clock decides; the daemon's times are those of the rows.
+        for name in calm:
+            gateway.set(name, Weather(clock_seconds=seconds))
         with gateway.client() as client:
             send_turn(client, "messages", "stall:never-answered", stream=True)
             provider.wait_held("never-answered")
             provider.release("never-answered")
             assert client.read().status == 200
         eventually(lambda: len(gateway.rows()) == 2)
-        assert len(gateway.sessions()) == 1
+        assert len(gateway.sessions()) == sessions
