@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDED = $(if $(SEED),--seed $(SEED))
+# JSON names a directory: each campaign writes its figures to a file of its own there.
+REPORTED = $(if $(JSON),$(shell mkdir -p $(JSON))--json $(JSON)/$(1).json)
 
 .PHONY: up test check wheel crash kills powercut faults corruption many fuzz oracle year bench lock clean
 
@@ -22,35 +24,37 @@ check: $(VENV)/.dev
 wheel: $(VENV)/.run
 	$(BIN)/python -m hatchling build -t wheel -d dist
 
-# The long part of the proof; each of these prints its figures and stops at a loss.  SEED goes to each.
+# The long part of the proof; each of these prints its figures and stops at a loss.  SEED goes to each that draws
+# anything (faults tries everything there is), JSON (a directory) to all of them.
 crash: kills powercut faults corruption many
 
 # Processes killed at random and at marked points.  Options: CYCLES, VICTIMS, POINTS, SEED, JSON.
 kills: $(VENV)/.dev
 	$(BIN)/python -m tests.crash --cycles $(or $(CYCLES),10000) $(if $(VICTIMS),--victims $(VICTIMS)) \
-	    $(if $(POINTS),--points $(POINTS)) $(if $(JSON),--json $(JSON)) $(SEEDED)
+	    $(if $(POINTS),--points $(POINTS)) --date $(shell date -u +%F) $(call REPORTED,kills) $(SEEDED)
 
-# Every legal image of the disk after a cut, over many workloads.  Options: WORKLOADS, SEED.
+# Every legal image of the disk after a cut, over many workloads.  Options: WORKLOADS, SEED, JSON.
 powercut: $(VENV)/.dev
-	$(BIN)/python -m tests.powercut --workloads $(or $(WORKLOADS),5) $(SEEDED)
+	$(BIN)/python -m tests.powercut --workloads $(or $(WORKLOADS),5) $(call REPORTED,powercut) $(SEEDED)
 
-# Every call that the store makes of its disk, failing.
+# Every call that the store makes of its disk, failing.  Option: JSON.
 faults: $(VENV)/.dev
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults $(call REPORTED,faults)
 
-# Bits flipped in every page of a small store.  Options: FLIPS, SEED.
+# Bits flipped in every page of a small store.  Options: FLIPS, SEED, JSON.
 corruption: $(VENV)/.dev
-	$(BIN)/python -m tests.corruption --flips $(or $(FLIPS),5000) $(SEEDED)
+	$(BIN)/python -m tests.corruption --flips $(or $(FLIPS),5000) $(call REPORTED,corruption) $(SEEDED)
 
 # Conversations sprayed over four daemons that are killed, stopped and restarted; then rolling restarts.
-# Options: TURNS, ROUNDS, SEED.
+# Options: TURNS, ROUNDS, SEED, JSON.
 many: $(VENV)/.dev
-	$(BIN)/python -m tests.many --turns $(or $(TURNS),20000) $(SEEDED)
-	$(BIN)/python -m tests.many.rolling --rounds $(or $(ROUNDS),20)
+	$(BIN)/python -m tests.many --turns $(or $(TURNS),20000) $(call REPORTED,spray) $(SEEDED)
+	$(BIN)/python -m tests.many.rolling --rounds $(or $(ROUNDS),20) $(call REPORTED,rolling) $(SEEDED)
 
-# Inputs changed for as long as one likes, guided by what they reach.  Options: SECONDS (per target), SEED, TARGETS.
+# Inputs changed for as long as one likes, guided by what they reach.  Options: SECONDS (per target), SEED, TARGETS,
+# JSON.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(SEEDED)
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(or $(SECONDS),300) $(call REPORTED,fuzz) $(SEEDED)
 
 # Years of days on a real store, of which rows and sessions grow old: a table per month.  Options: YEARS, SESSIONS, SEED.
 year: $(VENV)/.dev

@@ -1,8 +1,9 @@
 """The whole sweep: every call that the store makes of its disk fails once, and from then on.
 
-    python -m tests.faults [--numbers 1000] [--scene NAME]
+    python -m tests.faults [--numbers 1000] [--scene NAME] [--json FILE]
 
-Prints a line per scene and, as JSON, the figures; exits 1 when a rule did not hold.
+Nothing is drawn: with all numbers every call fails, in every way there is.  Prints a line per scene; exits 1 when a
+rule did not hold.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--numbers", type=int, default=NUMBERS_MAX, help="calls of each kind to fail, at most")
     parser.add_argument("--scene", choices=[scene.name for scene in SCENES], help="only this one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     options = parser.parse_args()
     figures: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="pd-") as made, closing(FaultyDisk(syncing=False)) as disk:
@@ -35,7 +37,8 @@ def main() -> int:
         for scene in SCENES:
             if options.scene in (None, scene.name):
                 figures[scene.name] = _figures(sweep, scene, options.numbers)
-    print(json.dumps(figures))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     return 1 if any(found["wrong"] for found in figures.values()) else 0
 
 

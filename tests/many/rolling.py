@@ -6,12 +6,14 @@ One rule: one process at a time is told to stop, and the next one only when its 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from tests.many.pooled import Load
@@ -100,12 +102,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.many.rolling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="how often everything is restarted")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31), help="drawn if not given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     with ScriptedProvider() as provider, Up(provider, daemons=DAEMONS) as perdure:
         perdure.wait_status("ready")
         tally = roll(perdure, provider, options.seed, options.rounds)
     print(tally, *tally.faults, sep="\n")
+    if options.json:
+        figures = {"seed": options.seed, "rounds": options.rounds, **asdict(tally)}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     return 1 if tally.faults else 0
 
 
