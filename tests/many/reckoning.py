@@ -15,10 +15,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from tests.crash.conversation import Attempt, Conversation
 from tests.provider import Answered
 from worker.protocol import Row, Usage
+
+TOLD_MAX: Final = 4
+"""Attempts of a conversation that are told where it went wrong."""
 
 
 @dataclass
@@ -124,12 +128,23 @@ def _check_conversations(
             for row in by_mark[attempt.mark]:
                 if session not in ("", row.session_id) and (talk.name or (is_sure and now_sure)):
                     found.wrong.append(
-                        f"{attempt.mark}: stored under {row.session_id}, its conversation under {session}"
+                        f"{attempt.mark}: stored under {row.session_id} ({row.why.reason}), its conversation under "
+                        f"{session}; {_told(since[: since.index(attempt) + 1], by_mark)}"
                     )
                 parted |= session not in ("", row.session_id)
                 session = row.session_id
             is_sure = now_sure
         found.parted += parted
+
+
+def _told(attempts: Sequence[Attempt], by_mark: Mapping[str, list[Row]]) -> str:
+    """The last attempts of a conversation, for a failure's message."""
+    return "; ".join(
+        f"{each.mark} at {each.daemon} sent {each.sent_at:.3f}, first byte {each.first_byte_at:.3f}, last "
+        f"{each.last_byte_at:.3f}, told {each.session}, "
+        f"stored {[(row.session_id, row.status, row.position, row.why.reason) for row in by_mark[each.mark]]}"
+        for each in attempts[-TOLD_MAX:]
+    )
 
 
 def _check_strangers(found: Reckoning, attempts: Sequence[Attempt], by_mark: Mapping[str, list[Row]]) -> None:
