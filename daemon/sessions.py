@@ -140,7 +140,9 @@ class Sessions:
         under = self._booked_by(held, replace(_under(held, naming), why=why), naming.continues)
         is_alone = held.phase is Phase.OWNED and not asked and self._link.is_heard
         if is_alone and not naming.is_named and held.session_id != naming.session_id:
-            under = replace(under, drawn_id=naming.session_id, continues=under.continues or naming.continues[:1])
+            # All by which a claim would have been judged: the same request again is no fork, even if it was answered.
+            continues = under.continues or naming.continues[:1]
+            under = replace(under, drawn_id=naming.session_id, continues=continues, retry=naming.retry)
         return Place(held, under, "turn")
 
     def _booked_by(self, held: Held, under: Naming, continues: list[str]) -> Naming:

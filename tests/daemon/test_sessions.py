@@ -874,6 +874,12 @@ def test_turn_that_an_owner_decided_alone_carries_the_id_of_a_fork(bench: Bench)
     assert (place.naming.session_id, place.naming.drawn_id, place.naming.continues) == ("known", "drawn", ["x"])
 
 
+def test_turn_that_an_owner_decided_alone_tells_of_which_request_it_would_be_a_retry(bench: Bench) -> None:
+    owned_with_hint(bench, "v1")
+    bench.link.is_heard = True
+    assert bench.hold(with_hint("drawn", "v1", continues=["x"], retry="r")).naming.retry == "r"
+
+
 def test_outrun_turn_goes_on_in_a_session_of_its_own(bench: Bench) -> None:
     place, begun = outrun(bench)
     event_id = begun.row.event_id

@@ -123,7 +123,8 @@ def _check_conversations(
         found.facts += 1
         parted = False
         session, is_sure = "", True
-        for attempt in since:
+        # What was given up before its first byte promised nothing.
+        for attempt in (each for each in since if each.first_byte_at):
             now_sure = attempt.mark not in unheard | excused
             for row in by_mark[attempt.mark]:
                 if session not in ("", row.session_id) and (talk.name or (is_sure and now_sure)):

@@ -1063,6 +1063,17 @@ def test_book_of_the_same_request_that_another_daemon_was_asked_too_is_the_sessi
     assert book(tables, opened(2), OWNERS, boot="d1", epoch=1).session_id == "s"
 
 
+def test_book_of_the_same_request_that_another_daemon_answered_to_nobody_is_the_sessions(tables: MemoryTables) -> None:
+    """A client had no patience with one daemon and asked the one before again, which had not heard that it lost it."""
+    book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
+    claim(tables, named("s"), "d1")
+    claim(tables, named("d2s", continues=["a1"], keys=keys(("request", "x")), retry="r", chain_length=3), "d2")
+    answered = Naming(session_id="s", confirmed=True, keys=keys(("answer", "a2"), ("retry", "r")), chain_length=4)
+    book(tables, event(9), answered, boot="d2")
+    assert book(tables, opened(2), replace(OWNERS, retry="r"), boot="d1", epoch=1).session_id == "s"
+    assert "drawn" not in tables.sessions
+
+
 def test_book_of_an_owners_turn_that_a_later_one_went_through_is_the_sessions(tables: MemoryTables) -> None:
     """The worker fell silent over it: another daemon answered the turn after it, and was heard first."""
     book(tables, SETTLED, named("s", keys=keys(("answer", "a1")), chain_length=2))
