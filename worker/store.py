@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
+import msgspec
 
 from worker.batch import Outcome, Write, apply
 from worker.idle import Forgotten, Place, forget_idle
@@ -87,7 +88,7 @@ class Store:
                 self.schema = _user_version(self._db)
                 self.changes = self._tables.newest_amendment()
                 """Number of the newest change by an operator when it was opened."""
-            except (apsw.Error, UnicodeDecodeError):
+            except (apsw.Error, DamagedRow, UnicodeDecodeError):
                 self.abandon()
                 raise
 
@@ -104,7 +105,11 @@ class Store:
         """The newest identity keys, a page of them, for the daemons' index."""
         with _refusing(self.path):
             found = list(self._db.execute(_KEYS_BEFORE, (before, limit)))
-        entries = [IndexEntry(kind=kind, value=value, session_id=session) for _, kind, value, session in found]
+            try:
+                entries = msgspec.convert([key[1:] for key in found], list[IndexEntry])
+            except ValueError:
+                # No frame may hold it: a daemon would refuse the page, and never have its index.
+                raise DamagedRow("a session key") from None
         return IndexPage(entries=entries, before=found[-1][0] if len(found) == limit else -1)
 
     def roll_up(self, after: int, *, before: int, live: frozenset[str]) -> Slice:
@@ -339,7 +344,7 @@ class _refusing:  # noqa: N801 - reads as a clause
             raise StoreRefused(
                 f"{self._path}: not a SQLite database; move it away or point PERDURE_STATE_DIR elsewhere"
             ) from error
-        if isinstance(error, (*_DAMAGE, UnicodeDecodeError)):
+        if isinstance(error, (*_DAMAGE, DamagedRow, UnicodeDecodeError)):
             raise StoreRefused(damaged(self._path, error)) from error
         if isinstance(error, apsw.PermissionsError | apsw.AuthError | PermissionError) or (
             isinstance(error, apsw.CantOpenError) and _is_closed_to_us(self._path)

@@ -15,7 +15,20 @@ from msgspec.structs import asdict
 
 from worker.idle import Idle
 from worker.ledger import DayKey, Sums
-from worker.protocol import COUNT_MAX, WARMUP_CHARACTERS_MAX, Key, KeyKind, Row, Shape, Snapshot, Usage, Why
+from worker.protocol import (
+    COUNT_MAX,
+    WARMUP_CHARACTERS_MAX,
+    Count,
+    Id,
+    Key,
+    KeyKind,
+    Row,
+    Shape,
+    Snapshot,
+    Text,
+    Usage,
+    Why,
+)
 from worker.retention import Aging
 from worker.stored import HOLDERS_MAX, Amendment, Holder, Image, KeptKey, Lesson, Link, Opening, Seen, Session
 
@@ -49,7 +62,10 @@ class SqliteTables:
         self._execute(_PUT_SNAPSHOT, (*msgspec.structs.astuple(snapshot), session_id))
 
     def alias(self, session_id: str) -> str | None:
-        found = self._first("SELECT session_id FROM session_alias WHERE alias = ?", session_id)
+        found = self._first(_ALIAS, session_id)
+        if found is not None and not found[1]:
+            # Taken for an id it would become a session's; no frame may hold it, if it is long.
+            raise DamagedRow(f"session alias {session_id!r:.80} of a session that is not there")
         return found[0] if found else None
 
     def put_alias(self, alias: str, session_id: str) -> None:
@@ -262,7 +278,10 @@ class SqliteTables:
 
     def newest_amendment(self) -> int:
         found = self._first("SELECT coalesce(max(id), 0) FROM session_change")
-        return int(found[0]) if found else 0
+        number = int(found[0]) if found else 0
+        if not _is_count(number, COUNT_MAX - 1):
+            raise DamagedRow(f"session change {number}")
+        return number
 
     def standing_after(self, number: int, session_ids: Sequence[str]) -> int:
         marks = ", ".join("?" * len(session_ids))
@@ -337,6 +356,8 @@ def session_of(values: tuple[Any, ...]) -> Session:
     if not all(_is_count(identity[name], COUNT_MAX - 1) for name in ("epoch", "last_position")):
         # The fence and the order of rows: no daemon can judge them, and no frame may hold them.
         raise DamagedRow(f"session {identity['session_id']!r:.80}")
+    if not _is_id(identity["session_id"]):
+        raise DamagedRow(f"session {identity['session_id']!r:.80}: its id")
     why = _why_of({name: identity.pop(name) for name in _WHY_FIELDS})
     shape = _shape_of(identity.pop("shape"))
     image = values[len(_IDENTITY_COLUMNS) :]
@@ -369,6 +390,9 @@ def _amendment_of(values: tuple[Any, ...]) -> Amendment:
     """An operator's correction.  Raises DamagedRow: one that is undone wrongly would be worse than none."""
     named: dict[str, Any] = dict(zip(_AMENDMENT_FIELDS, values, strict=True))
     try:
+        # What no frame may hold would take every acknowledgement in its frame with it.
+        msgspec.convert([named[name] for name in ("number", "moved", "stayed")], list[Count])
+        msgspec.convert([named[name] for name in ("verb", "session_id", "other_id")], list[Text])
         return Amendment(**{**named, "before": _images.decode(named["before"])})
     except (ValueError, RecursionError):
         raise DamagedRow(f"session change {named['number']!r:.80}") from None
@@ -393,6 +417,14 @@ def _snapshot_of(image: tuple[Any, ...]) -> Snapshot:
         # A column of another type than its table allows: there is no group to keep.
         places = {name: named[name] for name in ("generation", "position")}
         return Snapshot(**{**dict.fromkeys(_SNAPSHOT_FIELDS), "gradient_checksum": 0, "warmup_checksum": 0, **places})
+
+
+def _is_id(value: object) -> bool:
+    try:
+        msgspec.convert(value, Id)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_count(value: object, largest: int) -> bool:
@@ -499,6 +531,10 @@ def _adding(table: str, key: Sequence[str]) -> str:
     )
 
 
+_ALIAS: Final = (
+    "SELECT session_id, EXISTS (SELECT 1 FROM session_state WHERE session_id = session_alias.session_id) "
+    "FROM session_alias WHERE alias = ?"
+)
 _PUT_SESSION: Final = _upsert("session_state", _IDENTITY_COLUMNS, ("session_id",))
 _PUT_SNAPSHOT: Final = (
     f"UPDATE session_state SET {', '.join(f'{name} = ?' for name in _SNAPSHOT_COLUMNS)} WHERE session_id = ?"

@@ -43,10 +43,13 @@ GRADIENT_COLUMNS: Final = (
     *("last_turn_at", "last_bust_at", "gradient_checksum"),
 )
 DAMAGES_MAX: Final = 3
+LONG: Final = "printf('%.*c', 70000, 'x')"
+BY_EXPRESSION: Final = 3
+"""The last of the ways to choose a value."""
 EXPRESSIONS: Final = (
     *("NULL", "9e999", "-9e999", "9e999 - 9e999", "0.5", "-0.0", "1e308", "-1", "9223372036854775807", "'5m'", "'1h'"),
     *("CAST(x'ff' AS TEXT)", "CAST(x'7bfffe7d' AS TEXT)", "x'00ff'", "''", "'x'", "CAST(x'00' AS TEXT)", "'-9e999'"),
-    *("printf('%.*c', 70000, 'x')", "printf('%.*c', 70000, '[')", "printf('%.*c', 600, 'x')", "char(0x1F600)", "1.5"),
+    *(LONG, "printf('%.*c', 70000, '[')", "printf('%.*c', 600, 'x')", "char(0x1F600)", "1.5"),
 )
 READS_AS_DAMAGED: Final = (DamagedRow, UnicodeDecodeError)
 """What the store takes for damage when it reads."""
@@ -100,20 +103,24 @@ def check(specimen: Specimen, data: bytes) -> None:
 def _damage(specimen: Specimen, choices: Choices) -> str:
     """Set a column to something; its name, or '' where SQLite itself does not take the value."""
     table, name = choices.pick(specimen.columns)
-    way = choices.number(4)
-    if way == 0:
-        value = str(choices.pick(INTEGERS))
-    elif way == 1:
-        value = f"{name} {choices.pick(('+ 1', '- 1', '* 1000', '|| 0', '* -1', '/ 3.0'))}"
-    elif way == 2:
-        value = f"CAST(x'{choices.raw(choices.number(12)).hex()}' AS TEXT)"
-    else:
-        value = choices.pick(EXPRESSIONS)
+    value = damaged_value(name, choices)
     try:
         specimen.db.execute(f"UPDATE {table} SET {name} = {value}")
     except (apsw.ConstraintError, apsw.MismatchError):
         return ""
     return name
+
+
+def damaged_value(name: str, choices: Choices) -> str:
+    """What a column of that name may turn into, as an expression in SQL."""
+    way = choices.number(BY_EXPRESSION + 1)
+    if way == 0:
+        return str(choices.pick(INTEGERS))
+    if way == 1:
+        return f"{name} {choices.pick(('+ 1', '- 1', '* 1000', '|| 0', '* -1', '/ 3.0'))}"
+    if way == 2:
+        return f"CAST(x'{choices.raw(choices.number(12)).hex()}' AS TEXT)"
+    return choices.pick(EXPRESSIONS)
 
 
 def _check_store(specimen: Specimen, damaged: set[str]) -> None:

@@ -12,6 +12,7 @@ from tests.fuzz import (
     relay,
     rows,
     settings_files,
+    stored,
     worker_loop,
     writes,
 )
@@ -26,5 +27,6 @@ TARGETS: Final[dict[str, Opened]] = {
     "answers": answers.opened,
     "settings": settings_files.opened,
     "rows": rows.opened,
+    "stored": stored.opened,
     "bodies": bodies.opened,
 }

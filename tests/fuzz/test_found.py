@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.worker.peer import Peer, ThreadedWorker, short_directory
-from tests.worker.writing import claim
+from tests.worker.writing import booking, claim, naming, write
 from worker import protocol
 from worker.metrics import exposition
 from worker.protocol import (
     FROM_DAEMON,
     PROTOCOL,
     Amend,
+    Booking,
+    Claim,
     Command,
     Family,
+    Forget,
     Merge,
     Ping,
     ProtocolError,
@@ -24,6 +28,7 @@ from worker.protocol import (
     Split,
 )
 from worker.settings import MESSAGE_CHARACTERS_MAX, BadSettings, load
+from worker.store import Store, StoreRefused
 
 # -- between daemons and the worker --------------------------------------------------------------------------------
 
@@ -69,6 +74,66 @@ def test_family_of_metrics_without_a_name_is_refused_and_leaves_the_metrics_of_a
         peer.send(Command.PING, Ping(metrics=[Family("", "counter", "h", [])]), 5)
         assert peer.expect(Command.REFUSED).sequence == 5
         assert exposition(msgspec.json.decode(bytes(peer.query(what="metrics").body), type=list[Family]))
+
+
+# -- the store -----------------------------------------------------------------------------------------------------
+
+LONG = "printf('%.*c', 70000, 'x')"
+"""A text that no frame may hold: a daemon would refuse whatever else is in its frame, again and again."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "perdure.db")
+    put(opened, claim("one"), claim("two"), booking(1, "one"))
+    put(opened, Claim(naming=naming("proposed", confirmed=False, continues=["chain-one-1"])))
+    put(opened, Amend(request="r", act=Merge(session_id="two", into="one")))
+    yield opened
+    opened.close()
+
+
+def put(store: Store, *bodies: Claim | Booking | Amend) -> None:
+    store.commit([write(body, number) for number, body in enumerate(bodies, 1)], live=frozenset(), now=1)
+
+
+def damage(store: Store, sql: str) -> None:
+    store._db.execute(f"PRAGMA foreign_keys = OFF; {sql}; PRAGMA foreign_keys = ON")
+
+
+@pytest.mark.parametrize("value", [LONG, "'another'"])
+def test_alias_of_a_session_that_is_not_there_is_damage_and_makes_no_session(store: Store, value: str) -> None:
+    damage(store, f"UPDATE session_alias SET session_id = {value} WHERE alias = 'proposed'")
+    with pytest.raises(StoreRefused, match="session alias 'proposed'"):
+        put(store, claim("proposed"))
+
+
+@pytest.mark.parametrize("change", ["moved = -1", "stayed = 1 << 62", f"other_id = {LONG}", f"verb = {LONG}"])
+def test_change_that_no_acknowledgement_can_tell_of_is_damage(store: Store, change: str) -> None:
+    damage(store, f"UPDATE session_change SET {change}")
+    with pytest.raises(StoreRefused, match="session change"):
+        put(store, Amend(request="r", act=Merge(session_id="two", into="one")))
+
+
+@pytest.mark.parametrize("number", [-1, 2**62])
+def test_number_of_the_newest_change_that_no_welcome_can_tell_is_damage(store: Store, number: int) -> None:
+    damage(store, f"UPDATE session_change SET id = {number}")
+    store.close()
+    with pytest.raises(StoreRefused, match="session change"):
+        Store(store.path)
+
+
+def test_session_of_which_no_daemon_can_be_told_that_it_lost_it_is_damage(store: Store) -> None:
+    damage(store, f"UPDATE session_state SET session_id = {LONG}, parent_session_id = 'one'")
+    put(store, claim("one"))
+    with pytest.raises(StoreRefused, match="its id"):
+        put(store, Amend(request="s", act=Forget(session_id="one", drawn_id="blank", tree=True)))
+
+
+@pytest.mark.parametrize("column", ["value", "session_id"])
+def test_key_that_no_page_of_the_index_can_hold_is_damage(store: Store, column: str) -> None:
+    damage(store, f"UPDATE session_key SET {column} = {LONG}")
+    with pytest.raises(StoreRefused, match="session key"):
+        store.keys_before(2**62, 100)
 
 
 # -- configuration -------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ INPUTS: Final = {
     "answers": 250,
     "settings": 700,
     "rows": 1_200,
+    "stored": 150,
     "bodies": 1_500,
 }
 """One or two seconds of each on an idle machine; `make fuzz` goes on for as long as one likes."""
@@ -54,6 +55,7 @@ TAKEN_AWAY: Final[dict[str, tuple[str, object, str, object]]] = {
     "a message is one line": ("settings", settings, "_one_line", str),
     "ledger rows have checksums": ("rows", tables, "_checksum", lambda _values: 0),
     "gradients have checksums": ("rows", state, "_gradient_checksum", lambda _gradient, _position: 0),
+    "an epoch is one that a frame may hold": ("stored", tables, "_is_count", lambda _value, _largest: True),
     "an id is one that can be printed": ("bodies", identity, "is_id", bool),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.batch import Write
-from worker.protocol import Booking, Claim, Key, Naming, Row, Snapshot, SnapshotWrite, Usage
+from worker.protocol import Amend, Booking, Claim, Key, Naming, Row, Snapshot, SnapshotWrite, Usage
 
 STARTED_AT = 1_750_000_000_000
 USAGE = Usage(input_tokens=10, cache_read_tokens=200, cache_write_5m_tokens=30, output_tokens=4)
@@ -69,5 +69,5 @@ def snapshot_write(session: str = "session-1", epoch: int = 1, **changes: Any) -
     return SnapshotWrite(session_id=session, epoch=epoch, snapshot=snapshot(**changes))
 
 
-def write(body: Claim | Booking | SnapshotWrite, sequence: int = 1, boot: str = "boot-1") -> Write:
+def write(body: Claim | Booking | SnapshotWrite | Amend, sequence: int = 1, boot: str = "boot-1") -> Write:
     return Write(boot, sequence, body)
