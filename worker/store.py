@@ -292,6 +292,8 @@ def _rolls_back_to_nothing(path: Path) -> bool:
 
 
 def _look_through(db: apsw.Connection, path: Path, checking: bool) -> _Found:
+    # Whoever comes first after a kill reads the log anew, and has the file alone for that moment.
+    db.set_busy_timeout(BUSY_MILLISECONDS)
     try:
         found = _judge(db, path)
         if checking:

@@ -66,7 +66,8 @@ def installed() -> Iterator[Installation]:
         must([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)])
         (wheel,) = directory.glob("*.whl")
         must([sys.executable, "-m", "venv", "--without-pip", str(made.environment)])
-        install = [UV, "pip", "install", "-q", "--python", made.command("python")]
+        # The system's certificates, as pip takes them: an index of one's own is often known to them alone.
+        install = [UV, "pip", "install", "-q", "--system-certs", "--python", made.command("python")]
         must([*install, "--require-hashes", "-r", "requirements.lock"])
         must([*install, "--no-deps", str(wheel)])
         yield made

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,20 @@ def test_store_newer_schema_only_in_the_log_refused_untouched(path: Path) -> Non
     with pytest.raises(StoreRefused, match="schema 99"):
         Store(path)
     assert images(path) == before
+
+
+def test_reader_that_meets_a_file_in_use_waits_for_it(path: Path) -> None:
+    """For whoever reads the log anew after a kill, for a moment."""
+    Store(path).close()
+    other = raw(path)
+    list(other.execute("PRAGMA locking_mode = EXCLUSIVE"))
+    other.execute("UPDATE meta SET value = '1' WHERE name = 'clean'")
+    done = threading.Timer(0.2, other.close)
+    done.start()
+    try:
+        assert events(path) == set()
+    finally:
+        done.join()
 
 
 def test_store_with_damaged_page_refused_untouched_after_unclean_stop(path: Path) -> None:
