@@ -58,7 +58,7 @@ async def _greeted(listener: Listener) -> None:
         async with asyncio.timeout(GREETING_SECONDS):
             await listener.greeted.wait()
     except TimeoutError:
-        remedy = "`perdure status` tells what runs, `perdure up` starts it"
+        remedy = "`perdure status` tells what runs, `perdure up` or `perdure ctl start worker` starts it"
         raise Fatal(
             EXIT_UNAVAILABLE, f"the worker does not answer; sessions are changed by it alone ({remedy})"
         ) from None

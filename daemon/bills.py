@@ -45,7 +45,7 @@ def row_cells(row: Mapping[str, Any], *, with_session: bool) -> list[str]:
         plain(row["session_id"])[:32],
         row["kind"],
         plain(row["model"]),
-        row["status"] if row["settled"] else "running",
+        row["status"] if row["settled"] else "open",
         "?" if None in kinds else short(sum(kinds)),
         "?" if row["output_tokens"] is None else short(row["output_tokens"]),
         money(row["cost_nanousd"]),

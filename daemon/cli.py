@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return runtime.EXIT_OK
     except Fatal as fatal:
         runtime.leave("perdure", fatal)
+    except OSError as error:
+        if error.errno not in runtime.PASSING:
+            raise
+        # Python flushes once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        said = f"what is to be said can not be written: {error.strerror}"
+        runtime.leave("perdure", Fatal(runtime.EXIT_UNAVAILABLE, said))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
@@ -68,9 +75,9 @@ def _run(options: argparse.Namespace) -> int:
     except StoreBusy as error:
         raise Fatal(runtime.EXIT_UNAVAILABLE, f"the database can not be read now ({error}); try again") from error
     except PermissionError as error:
-        raise Fatal(
-            runtime.EXIT_CONFIGURATION, f"{error.filename}: {error.strerror}; check owner and mode of the directory"
-        ) from error
+        where = error.filename or "its socket"
+        said = f"{where}: {error.strerror}; it belongs to another user, or check owner and mode: run this as its owner"
+        raise Fatal(runtime.EXIT_CONFIGURATION, said) from error
     return status
 
 

@@ -364,7 +364,8 @@ def worker(found: Processes) -> Finding:
             return Finding(check=check, level="warning", text=text, remedy="look for a backup or a sqlite3 that hangs")
         return Finding(check=check, text=f"answers, and has the lock (pid {holder})" if holder else "answers")
     if holder is None and not found.is_lock_hidden:
-        remedy = "`perdure up` starts it; worker.log, or the journal, says why it is away"
+        starts = "`perdure up`, or `perdure ctl start worker` where that runs, starts it"
+        remedy = f"{starts}; worker.log, or the journal, says why it is away"
         return Finding(check=check, level="error", text="none has the lock", remedy=remedy, status=PASSING)
     text = f"pid {holder} has the lock and does not answer" if holder else "does not answer us"
     why = found.unreachable or "it may hang; its supervisor kills it after some seconds, else `kill -9` it"

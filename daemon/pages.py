@@ -153,7 +153,7 @@ def _row_cells(row: Mapping[str, Any]) -> list[str]:
         plain(row["event_id"]),
         (row["started_at"] or "never")[:16].replace("T", " "),
         row["kind"],
-        row["status"] if row["settled"] else "running",
+        row["status"] if row["settled"] else "open",
         "?" if None in kinds else short(sum(kinds)),
         "?" if row["output_tokens"] is None else short(row["output_tokens"]),
         money(row["cost_nanousd"]),

@@ -19,17 +19,31 @@ from worker.settings import is_loopback
 
 FIRST_PASSED: Final = 3
 """Where systemd begins to count: after standard input, output and error."""
+STANDARD_MAX: Final = 2
+"""Standard error: the last that every process has."""
 DESCRIPTORS_MAX: Final = 2**31 - 1
 
 
 def passed_listener(environ: MutableMapping[str, str], *, token: str) -> int | None:
     """The descriptor to listen on; None where this process binds its own address.  Raises Fatal."""
     descriptor = _descriptor(environ, os.getpid())
-    if descriptor is not None:
-        # Not for whatever this process may start.
+    if descriptor is None:
+        return None
+    refuse_open_listener(descriptor, token=token)
+    return _taken(descriptor)
+
+
+def _taken(descriptor: int) -> int:
+    """The same socket, as this process's alone: not for whatever it may start, and nowhere that it stays open."""
+    if descriptor > STANDARD_MAX:
         os.set_inheritable(descriptor, False)
-        refuse_open_listener(descriptor, token=token)
-    return descriptor
+        return descriptor
+    # libuv never closes standard input, where supervisord puts it: whoever finishes streams would keep newcomers
+    # waiting in a queue that nobody looks at any more.
+    taken, nothing = os.dup(descriptor), os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)
+    return taken
 
 
 def _descriptor(environ: MutableMapping[str, str], pid: int) -> int | None:

@@ -123,7 +123,7 @@ def reasons_of(found: Facts) -> list[str]:
         reasons = [f"no daemon answers at http://{found.listen}: {remedy}"]
     if is_alone:
         reasons = [reason for reason in reasons if reason not in _ABOUT_AN_ABSENT_WORKER]
-        reasons.append("no worker has the state directory: start it (`perdure up`); worker.log says why it is away")
+        reasons.append(f"no worker has the state directory: {_START_WORKER}; worker.log says why it is away")
     elif found.standing is None and found.lock_holder is not None:
         why = found.unreachable or "it may hang; then its supervisor kills it after some seconds"
         reasons.append(f"the worker (pid {found.lock_holder}) does not answer: {why}")
@@ -282,3 +282,4 @@ _PROCESS_COLUMNS: Final = (
     Column("WAITING", 7, form="figure"),
     Column("OLDEST", 6, form="figure"),
 )
+_START_WORKER: Final = "start it (`perdure up`, or `perdure ctl start worker` where that runs)"

@@ -23,11 +23,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any, Final
 
-from supervisor import supervisord
+from supervisor import loggers, supervisord
 from supervisor.medusa import asyncore_25 as loop
 from supervisor.states import RUNNING_STATES, SIGNALLABLE_STATES, ProcessStates, SupervisorStates
 
@@ -66,6 +67,9 @@ class Supervisor(supervisord.Supervisor):  # type: ignore[misc]  # it has no typ
 
     def _keep_listening(self, now: float) -> None:
         group = self.process_groups.get("daemon")
+        if group and self.options.mood == SupervisorStates.SHUTDOWN and group.socket_manager.is_prepared():
+            # Nobody will come: who connects now is refused, and does not wait for streams that still run.
+            group.socket_manager.socket.close()
         if group and self.options.mood >= SupervisorStates.RUNNING:
             if any(is_wanted(daemon) for daemon in group.processes.values()):
                 self._daemons_wanted_at = now
@@ -125,6 +129,19 @@ def hear_signals() -> None:
     loop.socket_map[hears] = Ear(hears)
 
 
+def outlive_full_disks() -> None:
+    """A line that can not be logged is lost, and the supervisor goes on.  Its own answer to that is a traceback on
+    standard error, which in the background is a file on the same disk: that fails too, and takes everything down."""
+    emit = loggers.RotatingFileHandler.emit
+
+    def emit_or_lose(handler: Any, record: Any) -> None:
+        with suppress(OSError, ValueError):  # The other one is a stream's that could not be opened anew.
+            emit(handler, record)
+
+    loggers.RotatingFileHandler.emit = emit_or_lose
+    loggers.Handler.handleError = lambda _handler: None
+
+
 def be_child_of(supervisor: int) -> None:
     """What a child is from its first moment on, and stays as the program that it becomes."""
     # Deaf to SIGHUP until it listens for it: one that has just been started must not die of it.
@@ -144,6 +161,7 @@ if __name__ == "__main__":
     # The token stands in its environment, for its children.
     runtime.keep_memory_private()
     hear_signals()
+    outlive_full_disks()
     os.register_at_fork(after_in_child=partial(be_child_of, os.getpid()))
     supervisord.Supervisor = Supervisor
     supervisord.main()

@@ -44,12 +44,12 @@ class Census:
         self._dead: list[Family] = []
 
     def greet(self, boot: str, hello: Hello, now: float) -> bool:
-        """Admit a boot; True for one that was never seen.  An older boot of the same instance is dead: one process
-        holds one instance's place."""
+        """Admit a boot; True for one of a daemon that was never seen.  An older boot of the same instance is dead: one
+        process holds one instance's place."""
         for other, peer in list(self.peers.items()):
             if peer.instance == hello.instance and other != boot:
                 self.leave(other)
-        is_new = boot not in self.peers and boot not in self._gone
+        is_new = hello.is_daemon and boot not in self.peers and boot not in self._gone
         if boot not in self.peers:
             self.peers[boot] = Peer(hello, now)
             # One that was away goes on from what it had counted; nothing is added twice.

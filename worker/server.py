@@ -29,6 +29,7 @@ from worker.batch import Outcome, Write
 from worker.census import Census
 from worker.curve import Door, WorkerKeys, over_tcp
 from worker.idle import Place
+from worker.logs import fields
 from worker.measuring import Files
 from worker.metrics import WorkerMetrics, families_of
 from worker.protocol import Command, Message, ProtocolError
@@ -312,10 +313,18 @@ class Server:
         for boot, lost in outcome.lost:
             self._send(boot, Command.LOST, lost)
         if outcome.changes > self._changes:
+            for boot, reply in outcome.replies:
+                self._log_change(boot, reply.amended)
             # After the acknowledgements, which may still hold a name as it was.
             self._changes = outcome.changes
             for boot in self._census.peers:
                 self._send(boot, Command.PONG, self._pong())
+
+    def _log_change(self, boot: str, done: protocol.Amended | None) -> None:
+        """What an operator did, also where nobody looks into `session log`."""
+        if done is not None and done.change > 0 and not done.refusal:
+            ids = fields(session=done.session_id or None, other=done.other_id or None, rows=done.moved, by=boot)
+            self._log.info("change %d: %s", done.change, done.verb, extra=ids)
 
     def _acknowledge(self, boot: str, replies: list[protocol.Reply]) -> None:
         """One ACK for all, in order, or several: a frame beyond the limit costs the daemon its connection."""

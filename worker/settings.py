@@ -225,10 +225,23 @@ def loaded(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
         if value is not None:
             given[name] = typed(name, value, origin)
             origins[name] = path if origin == _in_file(path, name) else origin
-    settings = checked(_placed(Settings(**given), environ))
+    try:
+        settings = checked(_placed(Settings(**given), environ))
+    except BadSettings as error:
+        raise _with_origin(error, origins) from None
     overruled = {name: value for name, value in table.items() if origins[name] != path}
     origins |= _places(given, environ)
     return Loaded(settings=settings, origins=origins, overruled=overruled, path=path)
+
+
+def _with_origin(error: BadSettings, origins: Mapping[str, str]) -> BadSettings:
+    """What is checked when all settings are together names a setting by its variable, wherever it came from."""
+    variable, colon, said = str(error).partition(": ")
+    name = variable.removeprefix("PERDURE_").lower()
+    origin = origins.get(name, DEFAULT)
+    if not colon or origin in (DEFAULT, variable):
+        return error
+    return BadSettings(f"{origin if origin.startswith('--') else f'{origin}: {name}'}: {said}")
 
 
 def _first(

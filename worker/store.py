@@ -609,6 +609,8 @@ _PRAGMAS: Final = (
     "PRAGMA foreign_keys = ON",
     f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}",
     f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}",
+    # What is forgotten must not be found in the file: pages that hold it no more are written over.
+    "PRAGMA secure_delete = ON",
     "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
     "PRAGMA mmap_size = 0",

@@ -106,7 +106,8 @@ def restore(settings: Settings, options: argparse.Namespace) -> int:
     runtime.private_directory(Path(settings.state_dir))
     holder = runtime.lock_holder(settings.lock)
     if holder is not None:
-        remedy = "stop perdure first (Ctrl-C where it runs, or the worker alone: supervisorctl … stop worker)"
+        alone = "`perdure ctl stop worker`, `systemctl stop perdure-worker`"
+        remedy = f"stop perdure first (`perdure down`, or the worker alone: {alone})"
         raise Fatal(runtime.EXIT_UNAVAILABLE, f"{settings.state_dir}: the worker runs (pid {holder}); {remedy}")
     lock = runtime.lock_file(settings.lock, "restore into another PERDURE_STATE_DIR")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -134,9 +135,7 @@ def _restored_page(file: Path, done: backups.Restored) -> str:
     if done.kept:
         lines.append(f"Kept      {done.kept}: delete it once nothing in it is missed")
         lines.append(f"Gap       {_gap(done)}")
-    lines.append(
-        "Next      start the worker (`perdure up`, or supervisorctl … start worker); daemons that ran on tell it"
-    )
+    lines.append("Next      start the worker (`perdure up`, `perdure ctl start worker`); daemons that ran on tell it")
     lines.append("          what they had not seen stored")
     return "\n".join(lines)
 

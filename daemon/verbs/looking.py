@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -119,12 +120,11 @@ def status_facts(settings: Settings) -> Facts:
 
 def _is_hidden(path: Path) -> bool:
     try:
-        path.stat()
+        return path.exists() and not os.access(path, os.R_OK)
     except PermissionError:
         return True
     except OSError:
-        pass
-    return False
+        return False
 
 
 def database_facts(path: Path) -> dict[str, Any]:

@@ -73,7 +73,10 @@ def _kind_of(shape: Hashable) -> inspect.Type:
 
 def _made(kind: inspect.Type, choices: Choices, pools: Pools, name: str) -> Any:
     if name in pools and choices.number(8):
-        return choices.pick(pools[name])
+        usual = choices.pick(pools[name])
+        # One name may stand for what may be empty in one message, and not in another: no frame brings that.
+        if not isinstance(kind, inspect.StrType) or len(usual) >= (kind.min_length or 0):
+            return usual
     match kind:
         case inspect.StructType(cls=shape, fields=fields):
             return shape(**_fields(fields, choices, pools))

@@ -51,8 +51,9 @@ MEGABYTE: Final = 1024 * 1024
 BODY_BYTES_MAX: Final = 64 * MEGABYTE
 """PERDURE_BODY_BYTES as it is by itself."""
 DEPTH: Final = 10_000
-LARGE_GROWTH_BYTES_MAX: Final = 4 * BODY_BYTES_MAX
-"""Of the daemon while it holds the largest body: in pieces, whole, its text, and what is on its way out."""
+LARGE_GROWTH_BYTES_MAX: Final = 4 * BODY_BYTES_MAX + 8 * MEGABYTE
+"""Of the daemon while it holds the largest body: in pieces, whole, its text, and what is on its way out; and some for
+everything else."""
 REFUSED_GROWTH_BYTES_MAX: Final = 16 * MEGABYTE
 """Of the daemon while it refuses something: nearly nothing was kept of it."""
 ROUNDS: Final = 5

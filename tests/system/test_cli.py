@@ -22,6 +22,7 @@ import pytest
 from tests.clients import AnthropicTalk, ChatTalk
 from tests.processes import HOST, Gateway, eventually, free_ports
 from tests.provider import ScriptedProvider
+from worker.store import Store
 
 pytestmark = pytest.mark.system
 
@@ -251,10 +252,15 @@ def test_status_ctrl_c_while_nobody_answers_ends_quietly(nothing: dict[str, str]
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 
+def _is_at_rest(said: str) -> bool:
+    return '"running",' in said and json.loads(said)["queue"]["writes"] == 0
+
+
 def test_status_ready_counts_what_is_stored(talked: tuple[Gateway, dict[str, str]]) -> None:
     gateway, environ = talked
     # On a machine that is busy with other things the worker may need longer than it is waited for.
-    eventually(lambda: '"running",' in perdure("status", "--json", **environ).stdout, what="the worker answers in time")
+    # And what a daemon says of itself is up to a second old.
+    eventually(lambda: _is_at_rest(perdure("status", "--json", **environ).stdout), what="the worker answers in time")
     run = perdure("status", "--json", **environ)
     said = json.loads(run.stdout)
     assert run.returncode == 0
@@ -429,3 +435,14 @@ def _api(gateway: Gateway, path: str) -> Any:
     found = gateway.get(path)
     assert found is not None
     return json.loads(found[1])
+
+
+def test_output_that_can_not_be_written_is_one_line(directory: Path) -> None:
+    Store(directory / "perdure.db").close()
+    environ = {"PATH": os.environ["PATH"], "PERDURE_STATE_DIR": str(directory)}
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [PERDURE, "sessions"], env=environ, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False
+        )
+    assert (run.returncode, run.stderr.count("\n")) == (75, 1)
+    assert "No space left" in run.stderr

@@ -163,8 +163,9 @@ def test_daemon_that_slept_through_an_undo_hears_of_it_from_the_next_worker(gate
 
 
 def test_forgotten_sessions_begin_anew_on_both_daemons_and_cost_what_they_cost(gateway: Gateway, talks: Talks) -> None:
-    named, unnamed, other = talks("known"), talks("unknown", is_named=False), talks("other")
+    named, unnamed, other = talks("minted-for-this-one"), talks("unknown", is_named=False), talks("other")
     ids = {each: [each.say(daemon) for daemon in DAEMONS].pop() for each in (named, unnamed, other)}
+    minted = gateway.session(ids[named])["header_session_id"].encode()
     spent = gateway.query("SELECT * FROM day_total ORDER BY 1, 2, 3, 4, 5, 6")
     merged = change(gateway, "merge", ids[named], ids[other])["change"]
     change(gateway, "undo", str(merged))
@@ -183,6 +184,9 @@ def test_forgotten_sessions_begin_anew_on_both_daemons_and_cost_what_they_cost(g
     assert newest[:2] == ["forget", "2"] and ids[unnamed].startswith(newest[2])
     assert before[:2] == ["forget", "4"] and ids[named].startswith(before[2])
 
+    assert "INFO" in (line := next(each for each in gateway.log("worker").splitlines() if "forget" in each)), line
+    gateway.stop("worker")
+    assert minted not in gateway.database.read_bytes(), "what no table holds is not in the file's gaps either"
     gateway.kill_all()
     gateway.start()
     assert gateway.sessions() == []

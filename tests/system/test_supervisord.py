@@ -29,10 +29,11 @@ import pytest
 from daemon.app import FLUSH_SECONDS, IDLE_DRAIN_SECONDS
 from daemon.supervise import LISTEN_SECONDS
 from daemon.verbs.running import STOP_MARGIN_SECONDS, supervised_environment, supervisord_conf
-from tests.clients import AnthropicTalk, ChatTalk, ResponsesTalk
+from tests.clients import AnthropicTalk, ChatTalk, RawClient, ResponsesTalk
 from tests.many.pooled import Load
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider
+from tests.system.turns import send_turn
 from worker.protocol import Usage
 from worker.settings import load
 from worker.store import Store
@@ -45,6 +46,10 @@ TURNS: Final = 10
 CLIENTS: Final = 6
 ANSWERS_BETWEEN: Final = 20
 """Requests answered before and after what is done under load."""
+SMALL_DISK_BYTES: Final = 6 * 1024 * 1024
+"""Room for the store and some logs."""
+TURNS_ON_A_FULL_DISK: Final = 40
+"""Their lines are more than what a log holds back before it writes."""
 BACK_SECONDS: Final = 5.0
 """Deadline for what takes one second and a program's start; a loaded machine starts programs slowly."""
 
@@ -294,6 +299,48 @@ def test_ctl_stop_of_all_daemons_lets_no_client_wait_for_ever(provider: Scripted
         assert perdure.perdure("ctl", "status", "daemon:*").stdout.count("STOPPED") == 2
         assert perdure.perdure("ctl", "start", "daemon:*").returncode == 0
         perdure.wait_status("ready")
+
+
+def test_up_that_is_told_to_stop_finishes_its_streams_and_refuses_who_comes_now(provider: ScriptedProvider) -> None:
+    with Up(provider, daemons=2) as perdure:
+        perdure.wait_status("ready")
+        with RawClient(HOST, perdure.port) as stream:
+            send_turn(stream, "messages", "hold:stopping", session="stopping", stream=True)
+            provider.wait_held("stopping")
+            perdure.process.send_signal(signal.SIGTERM)
+            eventually(lambda: _is_refused(perdure.port), what="connections are refused")
+            assert perdure.process.poll() is None
+            provider.release("stopping")
+            assert stream.read().complete
+        assert perdure.process.wait(FLUSH_SECONDS + STOP_MARGIN_SECONDS) == 0
+
+
+def test_up_whose_disk_is_full_with_its_logs_on_it_answers_and_stores_all_once_there_is_space(
+    provider: ScriptedProvider,
+) -> None:
+    perdure = Up(provider)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES},mode=700", "perdure-test", str(perdure.directory)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    # As in the background: what the supervisor says of itself is on that disk, too.
+    perdure.command = ["sh", "-c", f"exec {PERDURE} up > up.log 2>&1"]
+    filler = perdure.directory / "filler"
+    try:
+        with perdure:
+            perdure.wait_status("ready")
+            with filler.open("ab", buffering=0) as file:
+                while os.statvfs(perdure.directory).f_bavail:
+                    file.write(bytes(4_096))
+            with ChatTalk(perdure.url) as talk:
+                assert all(talk.say(f"turn {number}").session for number in range(TURNS_ON_A_FULL_DISK))
+            assert perdure.process.poll() is None and perdure.pids("worker") and perdure.pids("daemon")
+            filler.unlink()
+            perdure.wait_status("ready", 30)
+            eventually(lambda: sum(shown["turns"] for shown in perdure.sessions().values()) == TURNS_ON_A_FULL_DISK)
+    finally:
+        subprocess.run(["umount", "--lazy", str(perdure.directory)], check=True)
+        shutil.rmtree(perdure.directory, ignore_errors=True)
 
 
 def test_logs_are_cut_into_files_of_limited_size_and_number(provider: ScriptedProvider) -> None:

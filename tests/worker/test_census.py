@@ -107,6 +107,10 @@ def test_gauge_in_seconds_is_the_largest_over_all_daemons_and_others_are_added_u
     assert (value_of(census, 1.0, "oldest_seconds"), value_of(census, 1.0, "spent_seconds")) == (30.0, 36.0)
 
 
+def test_command_is_no_daemon_that_was_started() -> None:
+    assert not Census().greet("c-1", Hello(boot="c-1", instance="c-1", version="0", pid=1, is_daemon=False), 0.0)
+
+
 def test_boot_is_new_once() -> None:
     census = Census()
     assert census.greet("a-1", hello("a-1", "a"), 0.0)

@@ -58,6 +58,15 @@ def test_setting_in_an_empty_variable_is_not_set(tmp_path: Path) -> None:
     assert from_file(tmp_path, "daemons = 3", PERDURE_DAEMONS="").daemons == 3
 
 
+def test_setting_that_is_refused_is_named_by_where_it_stands(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"perdure\.toml: log_level: 'loud'"):
+        from_file(tmp_path, 'log_level = "loud"')
+    with pytest.raises(BadSettings, match=r"^PERDURE_LOG_LEVEL: 'loud'"):
+        load({}, {"PERDURE_LOG_LEVEL": "loud"})
+    with pytest.raises(BadSettings, match=r"^--listen: 'foo'"):
+        load({"listen": "foo"}, {})
+
+
 def test_settings_handed_on_as_environment_come_back(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('tick_seconds = 1.5\ntoken = "t"\nlisten = "0.0.0.0:80"\nlog_level = "error"')

@@ -90,6 +90,7 @@ def test_store_pragmas_are_what_durability_needs(store: Store) -> None:
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "mmap_size": 0}
     assert pragma(store._db, "trusted_schema") == 0
     assert pragma(store._db, "cell_size_check") == 1
+    assert pragma(store._db, "secure_delete") == 1
     assert pragma(store._db, "wal_autocheckpoint") == 0
 
 
