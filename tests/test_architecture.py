@@ -6,6 +6,7 @@ One rule: nothing here runs the programs; a rule that can only be seen by runnin
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,3 +188,23 @@ def test_file_leaves_nothing_for_later(path: Path) -> None:
 def test_every_setting_is_in_the_example() -> None:
     example = (ROOT / "perdure.example.toml").read_text("utf-8")
     assert [n for n in Settings.__struct_fields__ if f"\n# {n} = " not in example and f"\n# [{n}]" not in example] == []
+
+
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+PLACEHOLDER = re.compile(r"[\[<{(*_]*[A-Z]{2,}[A-Z _-]*[\]>})*_:.…!]*")
+
+
+def placeholders(text: str) -> list[str]:
+    """Lines of nothing but capitals, where words or figures are to come; code may have such."""
+    prose = text.split("```")[::2]
+    return [line for part in prose for line in part.splitlines() if PLACEHOLDER.fullmatch(line.strip())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_of_a_page_is_a_placeholder(page: Path) -> None:
+    assert placeholders(page.read_text("utf-8")) == []
+
+
+def test_placeholder_in_a_page_is_found() -> None:
+    told = "## Figures\n\nFIGURES\n[TODO]\nTO BE DONE…\n\nUse `X`.\nWAL and SQL\n```\nFIGURES\n```\n"
+    assert placeholders(told) == ["FIGURES", "[TODO]", "TO BE DONE…"]
