@@ -10,9 +10,11 @@ seen by services under ProtectHome and PrivateTmp.  Commands are run by `nsenter
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -206,7 +208,12 @@ class Machine:
 
     def _leave(self) -> None:
         if self._container is not None:
-            # Its end is the end of all in it; there is nothing to save.
+            # The end of its first process is the end of all in it, and nothing else is: without the program that booted
+            # it, it goes on.  There is nothing to save.
+            if self._init:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._init, signal.SIGKILL)
+                eventually(lambda: not Path(f"/proc/{self._init}/root/bin").exists(), BOOT_SECONDS, "it has ended")
             self._container.kill()
             self._container.wait(BOOT_SECONDS)
             self._log.close()
