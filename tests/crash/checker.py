@@ -196,9 +196,11 @@ def excuse_of(gateway: Gateway, daemon: str, log_start: int, worker_gone_at: flo
 
 
 def is_unheard(gateway: Gateway, daemon: str, log_start: int) -> bool:
-    """A daemon has said that it does not hear the worker."""
+    """A daemon has said that it does not hear the worker, or that it ended with writes that the worker had not taken:
+    they are told by another one, perhaps after their conversation went on."""
     said = gateway.log(daemon, log_start)
-    return "not heard" in said or "degraded" in said
+    signs = ("not heard", "degraded", "no worker took", "of a daemon that has ended")
+    return any(sign in said for sign in signs)
 
 
 class Memory:
