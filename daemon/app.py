@@ -28,6 +28,7 @@ from daemon.keyfile import KeyFile
 from daemon.metrics import Metrics
 from daemon.outbox import Outbox
 from daemon.own import OwnPaths
+from daemon.presence import Presence
 from daemon.providers import body_fields
 from daemon.sessions import Sessions
 from daemon.spill import Write
@@ -143,6 +144,7 @@ class Daemon:
             account_aliases=settings.account_aliases,
             adopted=self._adoption.is_first_look_over,
         )
+        self._presence = Presence(settings.runtime_dir, self._instance, self._standing, log)
         self._upstream = Upstream(ca_file=settings.ca_file)
         self._server = HttpServer(self._metrics.requested)
         self._gateway = Gateway(
@@ -183,6 +185,7 @@ class Daemon:
         for task in self._background.values():
             task.add_done_callback(self._on_background_end)
         self._start_tick()
+        await self._presence.open()
         self._log.info("listening on %s", self._server.address)
         self._notifier.busy(self.status(), within_seconds=START_SECONDS)
         await self._own.wait_for_preload()
@@ -263,6 +266,7 @@ class Daemon:
         await asyncio.gather(*background, return_exceptions=True)
         self._link.close()
         await self._upstream.close()
+        self._presence.close()
         self._become(Phase.STOPPED)
         self._log.info("stopped")
 

@@ -331,6 +331,8 @@ class Processes(Struct, frozen=True, kw_only=True):
     """As a daemon says of itself; `down`: none answers."""
     reasons: Sequence[str] = ()
     """Why it is not ready (`standing.reasons_of`)."""
+    silent: Sequence[tuple[str, str]] = ()
+    """Daemons that do not show themselves, and what that means (`standing.silent_daemons`)."""
     listen: str = ""
     lock_holder: int | None = None
     is_lock_hidden: bool = False
@@ -344,6 +346,10 @@ class Processes(Struct, frozen=True, kw_only=True):
 
 def daemons(found: Processes) -> Finding:
     check = "daemon"
+    if found.silent:
+        text = "; ".join(what for what, _why in found.silent)
+        remedy = "; ".join(dict.fromkeys(why for _what, why in found.silent))
+        return Finding(check=check, level="error", text=text, remedy=remedy, status=PASSING)
     if found.status == "down":
         text, remedy = f"none answers at http://{found.listen}", "`perdure up` starts one; else see PERDURE_LISTEN"
         return Finding(check=check, level="error", text=text, remedy=remedy, status=PASSING)

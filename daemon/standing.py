@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from daemon.columns import Column, Screen, Table, Tone, brief, facts, many, money, plain, short, span
 from daemon.views import iso
-from worker.standing import DaemonStanding, Standing
+from worker.standing import Called, DaemonStanding, Standing
 
 DAEMON_FIELDS: Final = frozenset(
     {
@@ -21,6 +21,10 @@ DAEMON_FIELDS: Final = frozenset(
     }
 )
 """Of a `daemon_object`."""
+NOT_HEARD: Final = "not heard"
+"""State of a daemon that the worker has not heard for long."""
+HANGS: Final = "does not answer"
+"""State of what is there, and says nothing when it is asked."""
 SILENT_SECONDS: Final = 3.0
 """Daemons call the worker every second."""
 
@@ -45,6 +49,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Why it does not."""
     daemon: Mapping[str, Any] | None = None
     """The daemon that answered, as a `daemon_object`."""
+    called: Sequence[Called] = ()
+    """The daemons of this machine, each called by name."""
     backup: Mapping[str, Any] | None = None
 
 
@@ -59,8 +65,8 @@ def report_of(found: Facts) -> dict[str, Any]:
         "worker": _worker(found),
         "daemons": daemons,
         "queue": {
-            "writes": sum(each["outbox_writes"] for each in daemons),
-            "oldest_seconds": max((each["outbox_oldest_seconds"] for each in daemons), default=0.0),
+            "writes": sum(each["outbox_writes"] or 0 for each in daemons),
+            "oldest_seconds": max((each["outbox_oldest_seconds"] or 0.0 for each in daemons), default=0.0),
         },
         "commits": commits_object(found.standing) if found.standing else None,
         "database": dict(found.database),
@@ -100,7 +106,7 @@ def daemon_object(daemon: DaemonStanding, now: int) -> dict[str, Any]:
         "pid": daemon.pid,
         "version": daemon.version,
         **_since(daemon.started_at, now),
-        "state": "not heard" if daemon.silent_seconds > SILENT_SECONDS else daemon.state or "unknown",
+        "state": NOT_HEARD if daemon.silent_seconds > SILENT_SECONDS else daemon.state or "unknown",
         "silent_seconds": round(daemon.silent_seconds, 3),
         "outbox_writes": daemon.outbox_writes,
         "outbox_oldest_seconds": round(daemon.outbox_oldest_seconds, 3),
@@ -120,7 +126,9 @@ def reasons_of(found: Facts) -> list[str]:
     reasons = [_CHECKED.get((name, said), f"{name}: {said}") for name, said in found.checks.items() if said != "ok"]
     if found.status == "down":
         remedy = "start it (`perdure up`), or set PERDURE_LISTEN to its address"
-        reasons = [f"no daemon answers at http://{found.listen}: {remedy}"]
+        # One that hangs is there: it is told of below.
+        is_there = any(not each.is_heard for each in found.called)
+        reasons = [f"no daemon answers at http://{found.listen}{'' if is_there else f': {remedy}'}"]
     if is_alone:
         reasons = [reason for reason in reasons if reason not in _ABOUT_AN_ABSENT_WORKER]
         reasons.append(f"no worker has the state directory: {_START_WORKER}; worker.log says why it is away")
@@ -131,11 +139,22 @@ def reasons_of(found: Facts) -> list[str]:
         reasons.append("the worker can not write: make room on the disk, or make it writable; nothing is lost")
     if "error" in found.database:
         reasons.append(str(found.database["error"]))
-    for each in _daemons(found):
-        if each["state"] == "not heard":
-            heard = f"{each['instance']} (pid {each['pid']}) is not heard for {span(each['silent_seconds'])}"
-            reasons.append(f"{heard}: it hangs, or was killed; a supervisor starts it again")
+    reasons += [f"{what}: {why}" for what, why in silent_daemons(_daemons(found))]
     return list(dict.fromkeys(reasons))
+
+
+def silent_daemons(daemons: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Which do not show themselves, and what that means, of a report's daemons."""
+    told = []
+    for each in daemons:
+        named = f"{each['instance']} (pid {each['pid']})"
+        if each["state"] == NOT_HEARD:
+            heard = f"{named} is not heard for {span(each['silent_seconds'])}"
+            told.append((heard, "it hangs, or was killed; a supervisor starts it again"))
+        elif each["state"] == HANGS:
+            remedy = f"a supervisor kills it after half a minute, else `kill -9 {each['pid']}`"
+            told.append((f"{named} does not answer", f"it hangs; {remedy}"))
+    return told
 
 
 def status_page(report: Mapping[str, Any], screen: Screen) -> str:
@@ -163,15 +182,31 @@ def _worker(found: Facts) -> dict[str, Any]:
     is_heard = found.is_lock_hidden and found.checks.get("worker") == "ok"
     known = {"running": found.lock_holder is not None or is_heard, "pid": found.lock_holder}
     nothing = dict.fromkeys(("version", "schema", "started_at", "uptime_seconds", "waiting_writes", "wal_bytes"))
-    state = "unknown" if found.is_lock_hidden else "none" if found.lock_holder is None else "does not answer"
+    state = "unknown" if found.is_lock_hidden else "none" if found.lock_holder is None else HANGS
     return {**known, **nothing, "state": state}
 
 
 def _daemons(found: Facts) -> list[dict[str, Any]]:
-    """All that the worker knows; without it the one that answered."""
-    if found.standing is not None:
-        return [daemon_object(each, found.now) for each in found.standing.daemons]
-    return [dict(found.daemon)] if found.daemon else []
+    """All that the worker knows, and all that were called on this machine, whoever knows of them; each once."""
+    told = {each.instance: daemon_object(each, found.now) for each in found.standing.daemons} if found.standing else {}
+    for called in found.called:
+        known = told.get(called.instance)
+        if known is None or known["pid"] != called.pid:
+            told[called.instance] = _called_object(called, found.now)
+        if not called.is_heard:
+            told[called.instance]["state"] = HANGS
+    # One of another version may not be callable.
+    if found.standing is None and found.daemon and found.daemon["instance"] not in told:
+        told[found.daemon["instance"]] = dict(found.daemon)
+    return [told[instance] for instance in sorted(told)]
+
+
+def _called_object(called: Called, now: int) -> dict[str, Any]:
+    """What is known of a daemon that says nothing is its name and its pid."""
+    if called.standing is not None:
+        return daemon_object(called.standing, now)
+    known = {"instance": called.instance, "pid": called.pid, "state": "unknown"}
+    return dict.fromkeys(daemon_object(_NOTHING, now)) | known
 
 
 def _since(started_at: int, now: int) -> dict[str, Any]:
@@ -239,7 +274,7 @@ def _daemon_cells(name: str, daemon: Mapping[str, Any]) -> list[str]:
         plain(daemon["version"]),
         _up(daemon),
         daemon["state"],
-        f"{daemon['outbox_writes']:,}",
+        "-" if daemon["outbox_writes"] is None else f"{daemon['outbox_writes']:,}",
         oldest,
     ]
 
@@ -268,10 +303,11 @@ _TONES: Final[dict[str, Tone]] = {
     "committing": "good",
     "running": "good",
     "none": "bad",
-    "does not answer": "bad",
+    HANGS: "bad",
     "not committing": "bad",
-    "not heard": "bad",
+    NOT_HEARD: "bad",
 }
+_NOTHING: Final = DaemonStanding(instance="", pid=0, version="")
 _STATE: Final = 4
 _PROCESS_COLUMNS: Final = (
     Column("PROCESS", 20, 40),

@@ -25,7 +25,7 @@ LINES_P90_MAX = 40
 
 SHARED = {
     *("protocol", "roles", "runtime", "settings", "configured", "logs", "metrics", "records", "standing", "curve"),
-    "notify",
+    *("notify", "rollcall"),
 }
 """What a daemon may use of the worker's layer."""
 COMMAND_LINE = ("daemon/cli.py", "daemon/verbs/")

@@ -21,6 +21,7 @@ FAULTS: Final = (
     "Everything is killed, or the power goes",
     "A daemon is killed while the worker is away",
     "The worker hangs",
+    "A daemon hangs",
     "The disk is full, read-only or sick",
     "The database is damaged, or newer than the program",
     "A value in a row makes no sense",

@@ -32,6 +32,19 @@ class DaemonStanding(Struct, frozen=True, kw_only=True):
     outbox_oldest_seconds: float = 0.0
 
 
+class Called(Struct, frozen=True, kw_only=True):
+    """One daemon that was called."""
+
+    instance: str
+    """As its socket is named."""
+    pid: int
+    """By the kernel's word; 0: not even the kernel could be asked."""
+    is_heard: bool = False
+    """Its loop goes round."""
+    standing: DaemonStanding | None = None
+    """What it says; None: it hangs, or is of another version."""
+
+
 class Commits(Struct, frozen=True, kw_only=True):
     """How long the newest commits took, fsync included."""
 

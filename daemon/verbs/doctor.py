@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from daemon import doctor
 from daemon.doctor import Finding
-from daemon.standing import report_of
+from daemon.standing import report_of, silent_daemons
 from daemon.verbs import examining
 from daemon.verbs.looking import status_facts
 from daemon.verbs.parsing import Verbs, add_verb
@@ -124,6 +124,7 @@ def _running(settings: Settings) -> _Running:
     processes = doctor.Processes(
         status=report["status"],
         reasons=report["reasons"],
+        silent=silent_daemons(report["daemons"]),
         listen=settings.listen,
         lock_holder=found.lock_holder,
         is_lock_hidden=found.is_lock_hidden,
@@ -135,7 +136,8 @@ def _running(settings: Settings) -> _Running:
     told = {str(each["instance"]): each for each in report["daemons"]}
     here = os.uname().nodename
     pids = {name: int(each["pid"]) for name, each in told.items() if name.rpartition("@")[2] == here}
-    versions = {name: str(each["version"]) for name, each in told.items()}
+    # One that hangs does not say.
+    versions = {name: str(each["version"]) for name, each in told.items() if each["version"]}
     if worker["pid"] is not None:
         pids["worker"] = int(worker["pid"])
     if worker["version"] is not None:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from daemon.views import account_object, session_object
 from worker import runtime
 from worker.copies import last_backup
 from worker.records import account_of, page_of_sessions, totals_of
+from worker.rollcall import call
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader, StoreBusy, StoreRefused
@@ -98,11 +100,14 @@ def status_facts(settings: Settings) -> Facts:
     """Everybody is asked at once: the whole takes as long as the slowest of them may."""
     worker = WorkerSays(settings)
     worker.start()
+    callers = ThreadPoolExecutor(1)
+    daemons = callers.submit(call, settings.runtime_dir)
     ready = readyz(settings)
     daemon = answering_daemon(settings) if ready["status"] != "down" else None
     database = database_facts(settings.database)
     backup = last_backup(Path(settings.state_dir))
     worker.finish()
+    callers.shutdown()
     return Facts(
         now=time.time_ns() // 1_000_000,
         listen=settings.listen,
@@ -114,6 +119,7 @@ def status_facts(settings: Settings) -> Facts:
         standing=worker.standing,
         unreachable=worker.unreachable,
         daemon=daemon,
+        called=daemons.result(),
         backup=asdict(backup) if backup else None,
     )
 

@@ -19,6 +19,7 @@ from tests.clients import AnthropicTalk
 from tests.processes import HOST, Gateway, eventually
 from tests.provider import ScriptedProvider
 from tests.system.test_cli import perdure
+from tests.system.turns import send_turn
 
 pytestmark = pytest.mark.system
 
@@ -60,11 +61,11 @@ def environ(gateway: Gateway) -> dict[str, str]:
     }
 
 
-def status(gateway: Gateway) -> dict[str, Any]:
+def status(gateway: Gateway, turns: int | None = 1) -> dict[str, Any]:
     started = time.monotonic()
     said = json.loads(perdure("status", "--json", **environ(gateway)).stdout)
     assert time.monotonic() - started < PATIENCE_SECONDS + START_SECONDS
-    assert said["database"]["turns"] == 1, "the database is read, whatever runs"
+    assert turns is None or said["database"]["turns"] == turns, "the database is read, whatever runs"
     return dict(said)
 
 
@@ -79,7 +80,7 @@ def test_status_tells_of_every_daemon_and_not_of_itself(gateway: Gateway) -> Non
     assert max(map(len, page.splitlines())) <= 80
 
 
-def test_status_hung_worker_is_named_and_daemons_are_still_told_of(gateway: Gateway) -> None:
+def test_status_hung_worker_is_named_and_every_daemon_is_still_told_of(gateway: Gateway) -> None:
     gateway.pause("worker")
     try:
         said = status(gateway)
@@ -87,7 +88,58 @@ def test_status_hung_worker_is_named_and_daemons_are_still_told_of(gateway: Gate
         gateway.resume("worker")
     assert (said["worker"]["pid"], said["worker"]["state"]) == (gateway.pid("worker"), "does not answer")
     assert any(f"pid {gateway.pid('worker')}" in reason for reason in said["reasons"])
-    assert [each["pid"] for each in said["daemons"]] == [gateway.pid("daemon")]
+    told = {each["pid"]: each for each in said["daemons"]}
+    assert told.keys() == {gateway.pid(name) for name in gateway.daemons}
+    for each in told.values():
+        assert (each["state"], each["version"], each["outbox_writes"]) == ("running", "0.1.0", 0)
+        assert 0 < each["uptime_seconds"] < 600
+
+
+@pytest.mark.parametrize("worker_hangs", [False, True])
+@pytest.mark.parametrize("hung", ["daemon", "daemon-2"])
+def test_hung_daemon_is_told_of_by_status_and_doctor_whoever_else_hangs(
+    hung: str, worker_hangs: bool, gateway: Gateway
+) -> None:
+    """`daemon` is the one that has the address which is asked."""
+    paused = [hung, *(["worker"] if worker_hangs else [])]
+    for name in paused:
+        gateway.pause(name)
+    try:
+        said = status(gateway)
+        page = perdure("status", **environ(gateway)).stdout
+        found = perdure("doctor", "--offline", "--json", **environ(gateway))
+    finally:
+        for name in paused:
+            gateway.resume(name)
+    states = {each["pid"]: each["state"] for each in said["daemons"]}
+    other = next(name for name in gateway.daemons if name != hung)
+    assert states == {gateway.pid(hung): "does not answer", gateway.pid(other): "running"}
+    named = f"(pid {gateway.pid(hung)}) does not answer"
+    assert any(named in reason for reason in said["reasons"]) and max(map(len, page.splitlines())) <= 80
+    assert not any("start it" in reason for reason in said["reasons"])
+    (finding,) = [each for each in json.loads(found.stdout)["findings"] if each["check"] == "daemon"]
+    assert (found.returncode, finding["level"]) == (75, "error")
+    assert named in finding["text"] and f"kill -9 {gateway.pid(hung)}" in finding["remedy"]
+
+
+def test_status_daemon_that_drains_is_told_of_while_the_worker_hangs(
+    gateway: Gateway, provider: ScriptedProvider
+) -> None:
+    """And a supervisor's listener, which calls it the same way, hears that it does not hang."""
+    with gateway.client("daemon-2") as stream:
+        send_turn(stream, "messages", "hold:leaving", session="leaving", stream=True)
+        provider.wait_held("leaving")
+        gateway.pause("worker")
+        try:
+            gateway.terminate("daemon-2")
+            told = eventually(
+                lambda: [each for each in status(gateway, turns=None)["daemons"] if each["state"] != "running"]
+            )
+        finally:
+            gateway.resume("worker")
+        provider.release("leaving")
+        assert stream.read().complete
+    assert [(each["pid"], each["state"]) for each in told] == [(gateway.pid("daemon-2"), "draining")]
 
 
 def test_status_dead_worker_tells_what_waits(gateway: Gateway) -> None:
