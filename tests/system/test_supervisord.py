@@ -34,6 +34,7 @@ from tests.many.pooled import Load
 from tests.processes import HOST, eventually, free_ports
 from tests.provider import ScriptedProvider
 from tests.system.turns import send_turn
+from worker.health import CALLS_MAX, SILENT_SECONDS, TICK_SECONDS
 from worker.protocol import Usage
 from worker.settings import load
 from worker.store import Store
@@ -50,6 +51,8 @@ SMALL_DISK_BYTES: Final = 6 * 1024 * 1024
 """Room for the store and some logs."""
 TURNS_ON_A_FULL_DISK: Final = 40
 """Their lines are more than what a log holds back before it writes."""
+HANG_MARGIN_SECONDS: Final = 25.0
+"""Beyond the limits for what hangs: two ticks, a restart, and a loaded machine."""
 BACK_SECONDS: Final = 5.0
 """Deadline for what takes one second and a program's start; a loaded machine starts programs slowly."""
 
@@ -232,19 +235,28 @@ def test_up_process_told_to_stop_alone_is_back_and_the_conversation_goes_on(prov
 
 
 @pytest.mark.slow
-def test_up_worker_that_hangs_is_restarted_and_turns_go_on_meanwhile(provider: ScriptedProvider) -> None:
-    with Up(provider) as perdure, AnthropicTalk(perdure.url, "claude-session") as talk:
+def test_up_worker_and_daemon_that_hang_are_restarted_and_turns_go_on_meanwhile(provider: ScriptedProvider) -> None:
+    with Up(provider, daemons=2) as perdure, AnthropicTalk(perdure.url, "claude-session", max_retries=4) as talk:
         perdure.wait_status("ready")
         session = talk.say("turn 1").session
-        (hung,) = perdure.pids("worker")
-        os.kill(hung, signal.SIGSTOP)
-        assert talk.say("turn 2", stream=True).session == session
-        perdure.wait_successor("worker", hung, deadline_seconds=40)
+        (worker,) = perdure.pids("worker")
+        daemon, well = perdure.pids("daemon")
+        os.kill(daemon, signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
+        # A connection of its own: the one before may be the hung daemon's.
+        with AnthropicTalk(perdure.url, "claude-session") as another:
+            assert another.say("turn 2", stream=True).session == session
+        perdure.wait_successor("worker", worker, deadline_seconds=SILENT_SECONDS + HANG_MARGIN_SECONDS)
+        assert daemon in perdure.pids("daemon"), "half a minute is more than that"
+        perdure.wait_successor("daemon", daemon, deadline_seconds=CALLS_MAX * TICK_SECONDS + HANG_MARGIN_SECONDS)
+        assert well in perdure.pids("daemon")
         perdure.wait_status("ready")
-        assert talk.say("turn 3").session == session
+        with AnthropicTalk(perdure.url, "claude-session") as another:
+            assert another.say("turn 3").session == session
 
         shown = perdure.sessions()
         assert {name: _totals(each) for name, each in shown.items()} == {session: provider.usage_total()}
+        assert "has not answered 6 calls" in (perdure.directory / "log" / "health.log").read_text("utf-8")
 
 
 def test_up_two_daemons_one_killed_no_connection_is_refused(provider: ScriptedProvider) -> None:

@@ -21,7 +21,7 @@ import pytest
 from daemon.app import FLUSH_SECONDS, IDLE_DRAIN_SECONDS
 from daemon.verbs.units import NAMES, SYSUSERS_NAME, fill, unreachable
 from tests.system.test_cli import perdure
-from worker.health import SILENT_SECONDS
+from worker.health import CALLS_MAX, SILENT_SECONDS, TICK_SECONDS
 
 pytestmark = pytest.mark.system
 
@@ -226,6 +226,7 @@ def test_walls_of_the_worker_stand_around_the_backup_too(units: Path) -> None:
 def test_times_fit_the_programs(units: Path) -> None:
     worker, daemon = units / "perdure-worker.service", units / "perdure-daemon@.service"
     assert float(values(worker, "WatchdogSec")[0]) == SILENT_SECONDS
+    assert float(values(daemon, "WatchdogSec")[0]) == CALLS_MAX * TICK_SECONDS
     assert float(values(daemon, "TimeoutStopSec")[0]) >= 30 + FLUSH_SECONDS + IDLE_DRAIN_SECONDS
     for unit in (worker, daemon):
         assert values(unit, "RestartPreventExitStatus") == ["78 2"]

@@ -1,4 +1,5 @@
-"""Which worker counts as hung: one that holds its lock and has not shown itself for long, and no other process."""
+"""Who counts as hung: a worker that holds its lock and has not shown itself for long, a daemon that was called in vain
+again and again; and no other process."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from worker import runtime
-from worker.health import SILENT_SECONDS, Heart, hung_worker
+from worker.health import (
+    CALLS_MAX,
+    SILENT_SECONDS,
+    TICK_SECONDS,
+    Heart,
+    Silences,
+    has_run_on,
+    hung_worker,
+    parent_of,
+)
+from worker.rollcall import CALL_SECONDS
+from worker.standing import Called
 
 
 @pytest.fixture
@@ -68,3 +80,50 @@ def test_heart_beats_in_place_so_that_a_disk_that_fills_up_later_does_not_stop_i
 
     after = (tmp_path / "worker.beat").stat()
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+def test_time_in_which_the_listener_did_not_run_condemns_nobody() -> None:
+    assert has_run_on(100.0, 100.0 + TICK_SECONDS + CALL_SECONDS), "a call of one that hangs takes its time"
+    assert not has_run_on(100.0, 100.0 + SILENT_SECONDS), "all were stopped, and the worker goes on a moment later"
+
+
+def called(pid: int, *, is_heard: bool) -> list[Called]:
+    return [Called(instance=f"daemon-{pid}", pid=pid, is_heard=is_heard)]
+
+
+def test_daemon_that_never_answers_has_hung() -> None:
+    silences = Silences()
+    found = [silences.hung(called(5, is_heard=False)) for _ in range(CALLS_MAX)]
+    assert found == [[]] * (CALLS_MAX - 1) + [called(5, is_heard=False)]
+
+
+def test_daemon_that_answers_once_in_a_while_is_busy() -> None:
+    silences = Silences()
+    for _ in range(3):
+        for _ in range(CALLS_MAX - 1):
+            assert silences.hung(called(5, is_heard=False)) == []
+        assert silences.hung(called(5, is_heard=True)) == []
+
+
+def test_silence_of_a_predecessor_is_not_its_successors() -> None:
+    silences = Silences()
+    for pid in range(CALLS_MAX):
+        assert silences.hung(called(100 + pid, is_heard=False)) == []
+
+
+def test_daemon_that_was_gone_begins_anew() -> None:
+    silences = Silences()
+    for _ in range(CALLS_MAX - 1):
+        assert silences.hung(called(5, is_heard=False)) == []
+    assert silences.hung([]) == []
+    assert silences.hung(called(5, is_heard=False)) == []
+
+
+def test_daemon_whose_process_nobody_knows_is_left_alone() -> None:
+    silences = Silences()
+    assert [silences.hung(called(0, is_heard=False)) for _ in range(2 * CALLS_MAX)] == [[]] * 2 * CALLS_MAX
+
+
+def test_parent_of_a_process_is_told_and_of_none_there_is_none() -> None:
+    assert parent_of(os.getpid()) == os.getppid()
+    assert parent_of(2**22 + 1) is None
