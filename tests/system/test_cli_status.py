@@ -91,7 +91,9 @@ def test_status_hung_worker_is_named_and_every_daemon_is_still_told_of(gateway: 
     told = {each["pid"]: each for each in said["daemons"]}
     assert told.keys() == {gateway.pid(name) for name in gateway.daemons}
     for each in told.values():
-        assert (each["state"], each["version"], each["outbox_writes"]) == ("running", "0.1.0", 0)
+        assert (each["state"], each["version"]) == ("running", "0.1.0")
+        # A snapshot may have been on its way when the worker was stopped.
+        assert each["outbox_writes"] in (0, 1)
         assert 0 < each["uptime_seconds"] < 600
 
 
