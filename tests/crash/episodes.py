@@ -22,7 +22,7 @@ from tests.crash.checker import Findings, answers_by_mark, check_totals, settled
 from tests.crash.conversation import Attempt
 from tests.crash.former import Former, former_versions
 from tests.crash.nursery import MarkedGateway, Nursery
-from tests.crash.points import MARKS, Episode, Setup
+from tests.crash.points import MARKS, TICKS_SECONDS, Episode, Setup
 from tests.crash.report import Report
 from tests.crash.supervised import SupervisedGateway
 from tests.processes import Gateway
@@ -30,9 +30,6 @@ from tests.provider import ScriptedProvider
 
 JOBS: Final = 2
 """Episodes at once: each has a crowd, a provider and its processes, and waits about half of the time."""
-TICKS_SECONDS: Final = (0.1, 0.5, 30.0)
-"""Snapshots are written all the time, so that kills meet them; or so seldom that hand-overs outrun them; or only when a
-daemon stops."""
 
 
 def run(
@@ -91,7 +88,7 @@ def _run_campaign(
 ) -> None:
     how: dict[str, Any] = {
         "daemons": episode.daemons,
-        "tick_seconds": episode.chance(report.seed).choice(TICKS_SECONDS),
+        "tick_seconds": episode.tick_seconds(report.seed),
     }
     gateway: Gateway
     if episode.setup is Setup.SUPERVISED:

@@ -110,6 +110,9 @@ MARKS: Final[Mapping[Point, Mark]] = MappingProxyType(
 MOMENTS: Final = (Point.ANY, Point.BETWEEN_TURNS, Point.MID_STREAM)
 MIGRATIONS: Final = (Point.IN_COPY, Point.IN_MIGRATION)
 DAEMONS_TOGETHER: Final = (2, 3)
+TICKS_SECONDS: Final = (0.1, 0.5, 30.0)
+"""Snapshots are written all the time, so that kills meet them; or so seldom that hand-overs outrun them; or only when a
+daemon stops."""
 
 
 class Strike(NamedTuple):
@@ -139,6 +142,9 @@ class Episode:
 
     def chance(self, seed: int) -> random.Random:
         return random.Random(f"{seed}/{self.number}")
+
+    def tick_seconds(self, seed: int) -> float:
+        return self.chance(seed).choice(TICKS_SECONDS)
 
 
 def possible() -> list[Strike]:

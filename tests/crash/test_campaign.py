@@ -3,6 +3,7 @@ conversation beside one that nobody killed."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from tests.conftest import Tell
 from tests.crash.conversation import Attempt, Conversation
 from tests.crash.episodes import JOBS, run, run_episode
 from tests.crash.nursery import Nursery
-from tests.crash.points import Episode, Point, Setup, Strike, Victim, plan, possible
+from tests.crash.points import TICKS_SECONDS, Episode, Point, Setup, Strike, Victim, plan, possible
 from tests.processes import Gateway
 from tests.provider import ScriptedProvider
 from worker.protocol import Protocol
 
 CYCLES: Final = 200
-CYCLES_UNTIL_FOUND: Final = 24
+SEED: Final = 1
+"""Of the episodes with a rule taken away."""
+CYCLES_UNTIL_FOUND: Final = 48
 """A rule whose absence goes unnoticed for so long is not needed, or the campaign is too tame."""
 CYCLES_TAKEN: Final = 3
 MISSED_MAX: Final = CYCLES // 5
@@ -84,7 +87,7 @@ def test_campaign_with_a_rule_taken_away_finds_it(
 ) -> None:
     """The fence, without which nothing is lost that a client was promised, is in `test_hand_over`."""
     for first in range(0, CYCLES_UNTIL_FOUND, CYCLES_TAKEN):
-        report = run_episode(_aimed(strike, first), 1, nursery, faults)
+        report = run_episode(_aimed(strike, first), SEED, nursery, faults)
         if not report.is_good:
             said = next(iter([*report.findings.lost, *report.findings.doubled, *report.findings.wrong]))
             tell(f"negative control: {' and '.join(faults)}, found in cycle {first + report.cycles}: {said[:100]}")
@@ -95,12 +98,19 @@ def test_campaign_with_a_rule_taken_away_finds_it(
 def test_campaign_on_a_wire_that_repeats_snapshots_late_finds_nothing(nursery: Nursery) -> None:
     """The fault beside which the generation rule is taken away is none by itself."""
     episode = _aimed(Strike(Victim.WORKER, Point.BETWEEN_TURNS), 0)
-    report = run_episode(episode, 1, nursery, ["late_snapshots"])
+    report = run_episode(episode, SEED, nursery, ["late_snapshots"])
     assert report.is_good and report.cycles == CYCLES_TAKEN, str(report)
 
 
 def _aimed(strike: Strike, first: int) -> Episode:
-    return Episode(first, Setup.ALONE, (strike,) * CYCLES_TAKEN, first_cycle=first)
+    """An episode in which snapshots are written all the time: those that the generation rule is for come with them."""
+    numbers = filter(_has_many_snapshots, itertools.count())
+    number = next(itertools.islice(numbers, first // CYCLES_TAKEN, None))
+    return Episode(number, Setup.ALONE, (strike,) * CYCLES_TAKEN, first_cycle=first)
+
+
+def _has_many_snapshots(number: int) -> bool:
+    return Episode(number, Setup.ALONE, ()).tick_seconds(SEED) == min(TICKS_SECONDS)
 
 
 def test_state_after_kills_between_turns_is_that_of_a_run_without() -> None:
