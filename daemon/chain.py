@@ -28,8 +28,9 @@ class HashKeys(Struct, frozen=True, kw_only=True):
     store: bytes | None
     """Made with the database; None while no worker was ever heard."""
     early: bytes
-    """Drawn by this process, for conversations that begin before that: its own index knows them again."""
+    """Shared by the daemons of this host, for conversations that begin before that."""
     early_was_used: bool = False
+    """By any of them, so that they must be looked up under it too."""
 
 
 class Chain(Struct, frozen=True):

@@ -53,10 +53,12 @@ class Place(NamedTuple):
 
 
 class KeyFile(Protocol):
-    """Where the store's key is kept for daemons that start without the worker (`daemon.keyfile`)."""
+    """Where the daemons of this host share keys, for when the worker is away (`daemon.keyfile`)."""
 
     def read(self) -> bytes | None: ...
     def keep(self, key: bytes) -> None: ...
+    def early(self) -> bytes | None: ...
+    def share_early(self, drawn: bytes) -> bytes: ...
 
 
 class Link(Protocol):
@@ -88,13 +90,25 @@ class Sessions:
         self._aliases: dict[str, str] = {}
         self._claims: dict[int, Held] = {}
         self._key_file = key_file
-        self.hash_keys = HashKeys(store=key_file.read() if key_file else None, early=early_key)
+        self._hash_keys = HashKeys(store=None, early=early_key)
+        self._look_for_key()
 
     def start(self, link: Link) -> None:
         self._link = link
 
     def __iter__(self) -> Iterator[Held]:
         return iter(self._held.values())
+
+    @property
+    def hash_keys(self) -> HashKeys:
+        """What a request is to be hashed with now."""
+        if self._hash_keys.store is None:
+            self._look_for_key()
+        if self._hash_keys.store is None and not self._hash_keys.early_was_used:
+            early = self._hash_keys.early
+            early = self._key_file.share_early(early) if self._key_file else early
+            self._hash_keys = replace(self._hash_keys, early=early, early_was_used=True)
+        return self._hash_keys
 
     @property
     def count(self) -> int:
@@ -182,8 +196,6 @@ class Sessions:
     def begun(self, held: Held, naming: Naming, row: Row) -> None:
         """A request of the session was booked under these keys."""
         held.begun(naming, _role_of(row))
-        if self.hash_keys.store is None and naming.chain_length:
-            self.hash_keys = replace(self.hash_keys, early_was_used=True)
         self._index.learn(held.session_id, naming.keys)
 
     def settled(self, held: Held, naming: Naming, row: Row) -> None:
@@ -262,12 +274,25 @@ class Sessions:
 
     def welcomed(self, welcome: protocol.Welcome, *, new_store: bool) -> None:
         key = bytes.fromhex(welcome.hash_key)
-        self.hash_keys = replace(self.hash_keys, store=key)
+        self._learn_key(key)
         if self._key_file is not None:
             self._key_file.keep(key)
         if new_store:
             self._log.warning("the store is another one than before: every session is claimed again")
             self._forget_all()
+
+    def _look_for_key(self) -> None:
+        """Another daemon of this host may have heard the worker, now or before."""
+        key = self._key_file.read() if self._key_file else None
+        if key is not None:
+            self._learn_key(key)
+
+    def _learn_key(self, key: bytes) -> None:
+        # Nobody of this host hashes with the early key any more: who used it has left it by now.
+        early = self._key_file.early() if self._key_file and not self._hash_keys.early_was_used else None
+        if early is not None:
+            self._hash_keys = replace(self._hash_keys, early=early, early_was_used=True)
+        self._hash_keys = replace(self._hash_keys, store=key)
 
     # -- claims ------------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,31 @@ def test_backlog_whose_adopter_is_killed_arrives_once_with_one_of_two_that_start
         assert_all_stored_once(provider, gateway, attempts)
 
 
+def test_conversations_that_begin_before_any_worker_was_heard_go_on_at_daemons_that_start_later() -> None:
+    """They name nothing, and two daemons answered them that had no key of a store to know them by."""
+    with ScriptedProvider() as provider, Gateway(provider, daemons=2, tick_seconds=3_600) as gateway:
+        talks = [Conversation(protocol) for protocol in PROTOCOLS]
+        attempts: list[Attempt] = []
+        for name in gateway.daemons:
+            gateway.launch(name)
+            gateway.wait_status("degraded", name)
+        for name in ("daemon", "daemon-2", "daemon"):
+            say(gateway, talks, attempts, name)
+        for name in gateway.daemons:
+            assert gateway.stop(name, STOP_SECONDS) == EXIT_OK
+        gateway.start()
+        say(gateway, talks, attempts, "daemon-2")
+        eventually(lambda: not left_behind(gateway), what=gateway.logs)
+        say(gateway, talks, attempts, "daemon")
+        assert_all_stored_once(provider, gateway, attempts, aliased=True)
+        for talk in talks:
+            [shown] = [
+                shown for shown in gateway.sessions() if shown["session_id"] == attempts_of(talk, attempts)[-1].session
+            ]
+            assert shown["turns"] == len(attempts_of(talk, attempts)) == 5
+        assert len(gateway.sessions()) == len(talks)
+
+
 def test_writes_that_no_directory_takes_are_lost_with_status_75_and_their_number() -> None:
     with ScriptedProvider() as provider, Gateway(provider, tick_seconds=3_600) as gateway:
         gateway.start()
@@ -168,8 +193,15 @@ def metric(gateway: Gateway, name: str) -> float:
     return float(line[1])
 
 
-def assert_all_stored_once(provider: ScriptedProvider, gateway: Gateway, attempts: list[Attempt]) -> None:
-    found = settled_findings(gateway, attempts, answers_by_mark(provider.answers))
+def attempts_of(talk: Conversation, attempts: list[Attempt]) -> list[Attempt]:
+    return [attempt for attempt in attempts if attempt.conversation is talk]
+
+
+def assert_all_stored_once(
+    provider: ScriptedProvider, gateway: Gateway, attempts: list[Attempt], *, aliased: bool = False
+) -> None:
+    """`aliased`: a session may have had other names for a while."""
+    found = settled_findings(gateway, attempts, answers_by_mark(provider.answers), worker_was_away=aliased)
     found.add(check_totals(gateway))
     assert found.are_good, str(found)
     marked = [row for row in gateway.rows() if row.client.startswith("attempt-")]

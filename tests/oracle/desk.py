@@ -332,12 +332,20 @@ class _KeyFile:
 
     def __init__(self) -> None:
         self._key: bytes | None = None
+        self._early: bytes | None = None
 
     def read(self) -> bytes | None:
         return self._key
 
     def keep(self, key: bytes) -> None:
         self._key = key
+
+    def early(self) -> bytes | None:
+        return self._early
+
+    def share_early(self, drawn: bytes) -> bytes:
+        self._early = self._early or drawn
+        return self._early
 
 
 class _Own:
