@@ -6,9 +6,10 @@ import pytest
 
 from daemon import identity
 from tests.conftest import Tell
+from tests.oracle import __main__ as command
 from tests.oracle.crowd import Crowd
 from tests.oracle.lookalikes import run_pairs
-from tests.oracle.truth import FalseMerge, Truth
+from tests.oracle.truth import FalseMerge, Truth, Verdict
 from worker import batch
 
 CONVERSATIONS = 5_000
@@ -88,3 +89,10 @@ def test_truth_counts_a_split_and_blames_it_only_where_it_must_not_be() -> None:
 
     assert verdict.split[named.client] == 1
     assert any("its client named was split" in wrong for wrong in verdict.wrong)
+
+
+@pytest.mark.parametrize(("wrong", "status"), [([], 0), (["a conversation is in two sessions"], 1)])
+def test_command_that_has_a_finding_fails(wrong: list[str], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "run_pairs", lambda _seed, _pairs: Verdict(wrong=wrong))
+
+    assert command.main(["--pairs", "1"]) == status
