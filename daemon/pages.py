@@ -64,7 +64,8 @@ def changed_page(shown: Mapping[str, Any]) -> str:
     """What came of a correction."""
     done, number = _did(shown), shown["change"]
     if shown["verb"] == "undo":
-        left = f"; {_turns(shown['stayed'])} made since stay in {shown['other_id']}" if shown["stayed"] else ""
+        stay = "stays" if shown["stayed"] == 1 else "stay"
+        left = f"; {_rows(shown['stayed'])} made since {stay} in {shown['other_id']}" if shown["stayed"] else ""
         return plain(f"change {number}: {done}{left}")
     return plain(f"change {number}: {done}; `perdure session undo {number}` takes it back")
 
@@ -73,7 +74,10 @@ def forgotten_page(shown: Mapping[str, Any]) -> str:
     """What came of forgetting."""
     others = shown["sub_agents"]
     whole = f"{shown['session_id']} and {many(others, 'sub-agent')}" if others else shown["session_id"]
-    kept = f"{_turns(shown['rows_kept'])} stay in the sums, under no name"
+    count = shown["rows_kept"]
+    nothing = f"{'they' if others else 'it'} had no rows"
+    stay = "stays" if count == 1 else "stay"
+    kept = f"{_rows(count)} {stay} in the sums, under no name" if count else nothing
     lines = [f"change {shown['change']}: forgot {whole}; {kept}"]
     ended = shown["no_longer_undoable"]
     if ended:
@@ -107,7 +111,7 @@ def change_cells(shown: Mapping[str, Any]) -> list[str]:
 
 
 def _did(shown: Mapping[str, Any]) -> str:
-    moved, session_id, other_id = _turns(shown["moved"]), shown["session_id"], shown["other_id"]
+    moved, session_id, other_id = _rows(shown["moved"]), shown["session_id"], shown["other_id"]
     if shown["verb"] == "merge":
         return f"merged {session_id} into {other_id}, {moved}"
     if shown["verb"] == "split":
@@ -119,7 +123,7 @@ def _did(shown: Mapping[str, Any]) -> str:
     return f"took back change {shown['undoes']}, {moved} between {session_id} and {other_id}"
 
 
-def _turns(count: int) -> str:
+def _rows(count: int) -> str:
     return many(count, "row")
 
 
