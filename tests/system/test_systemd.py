@@ -258,6 +258,10 @@ def test_restart_of_all_daemons_under_load_drops_no_request(services: Services, 
     assert load.failures == []
     assert all(services.pid(unit) not in (0, pid) for unit, pid in before.items())
     services.wait_ready(DAEMON, SECOND)
+    services.signal(WORKER, "STOP")
+    told = {each["pid"]: each["state"] for each in json.loads(services.perdure("status", "--json"))["daemons"]}
+    services.signal(WORKER, "CONT")
+    assert told == {services.pid(unit): "running" for unit in (DAEMON, SECOND)}, "both are called, whoever hangs"
     shown = services.sessions().values()
     assert sum(each["interrupted"] for each in shown) == 0
     assert sum(each["turns"] for each in shown) - already == load.answered
