@@ -161,13 +161,18 @@ def changes_of(execute: Execute, session_id: str = "") -> list[Change]:
 def event_named(execute: Execute, session_id: str, event_id: str) -> str | None:
     """A row of a session by its id, or by an unambiguous beginning of it."""
     exact = list(execute("SELECT event_id FROM ledger WHERE session_id = ? AND event_id = ?", (session_id, event_id)))
-    if not exact and len(event_id) >= BEGINNING_CHARACTERS_MIN:
-        found = execute(
-            "SELECT event_id FROM ledger WHERE session_id = ? AND event_id >= ? AND event_id < ? LIMIT 2",
-            (session_id, event_id, event_id + _AFTER_ALL),
-        )
-        exact = list(found)
-    return exact[0][0] if len(exact) == 1 else None
+    begun = [] if exact else events_begun(execute, session_id, event_id, 2)
+    return exact[0][0] if exact else begun[0] if len(begun) == 1 else None
+
+
+def events_begun(execute: Execute, session_id: str, beginning: str, limit: int) -> list[str]:
+    """Rows of a session whose ids begin so; none for a beginning that is too short to be meant."""
+    if len(beginning) < BEGINNING_CHARACTERS_MIN:
+        return []
+    sql = (
+        "SELECT event_id FROM ledger WHERE session_id = ? AND event_id >= ? AND event_id < ? ORDER BY event_id LIMIT ?"
+    )
+    return [found for (found,) in execute(sql, (session_id, beginning, beginning + _AFTER_ALL, limit))]
 
 
 def totals_of(execute: Execute) -> tuple[int, int, Sums]:
@@ -266,16 +271,19 @@ def session_named(execute: Execute, session_id: str) -> str | None:
     found = execute("SELECT session_id FROM session_state WHERE session_id = ? AND forgotten_at = 0", (session_id,))
     exact = list(found)
     exact = exact or list(execute("SELECT session_id FROM session_alias WHERE alias = ?", (session_id,)))
-    if not exact and len(session_id) >= BEGINNING_CHARACTERS_MIN:
-        begun = list(
-            execute(
-                "SELECT session_id FROM session_state WHERE session_id >= ? AND session_id < ? AND forgotten_at = 0 "
-                "LIMIT 2",
-                (session_id, session_id + _AFTER_ALL),
-            )
-        )
-        exact = begun if len(begun) == 1 else []
-    return exact[0][0] if exact else None
+    begun = [] if exact else sessions_begun(execute, session_id, 2)
+    return exact[0][0] if exact else begun[0] if len(begun) == 1 else None
+
+
+def sessions_begun(execute: Execute, beginning: str, limit: int) -> list[str]:
+    """Sessions whose ids begin so; none for a beginning that is too short to be meant."""
+    if len(beginning) < BEGINNING_CHARACTERS_MIN:
+        return []
+    sql = (
+        "SELECT session_id FROM session_state WHERE session_id >= ? AND session_id < ? AND forgotten_at = 0 "
+        "ORDER BY session_id LIMIT ?"
+    )
+    return [found for (found,) in execute(sql, (beginning, beginning + _AFTER_ALL, limit))]
 
 
 def _record(execute: Execute, values: tuple[Any, ...]) -> Record:

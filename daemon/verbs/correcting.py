@@ -14,13 +14,13 @@ from functools import partial
 from daemon.amend import amend, draw_id
 from daemon.pages import change_cells, changed_page, changes_table, forgotten_page
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
-from daemon.verbs.reading import named_session, reading, unknown
+from daemon.verbs.reading import CANDIDATES_SHOWN, named_session, reading, unknown, unknown_session
 from daemon.verbs.screen import screen
 from daemon.views import change_object
 from worker import runtime
 from worker.curve import daemon_keys
 from worker.protocol import SPLIT_EVENTS_MAX, Forget, Merge, Split, Undo
-from worker.records import Account, Change, account_of, changes_of, event_named
+from worker.records import Account, Change, account_of, changes_of, event_named, events_begun
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader
@@ -97,9 +97,9 @@ def forget(settings: Settings, options: argparse.Namespace) -> int:
     """Erase what names a session and tells of it."""
     with reading(settings.database) as reader:
         account = account_of(reader.execute, options.id, 0)
+        if account is None:
+            raise unknown_session(reader, options.id)
         standing = _standing(changes_of(reader.execute))
-    if account is None:
-        raise unknown("session", options.id, "perdure sessions")
     session_id = account.record.session.session_id
     if account.children and not options.tree:
         remedy = f"add --tree to forget them with it (`perdure show {session_id}` lists them)"
@@ -165,5 +165,6 @@ def _standing(changes: Iterable[Change]) -> set[int]:
 def _event(reader: Reader, session_id: str, name: str) -> str:
     found = event_named(reader.execute, session_id, name)
     if found is None:
-        raise unknown("turn of this session", name, f"perdure show {session_id}")
+        begun = events_begun(reader.execute, session_id, name, CANDIDATES_SHOWN + 1)
+        raise unknown("turn of this session", name, begun, f"perdure show {session_id}")
     return found

@@ -22,7 +22,7 @@ from daemon.pages import session_cells, session_page, sessions_table
 from daemon.standing import Facts, report_of, status_page
 from daemon.verbs.asking import WorkerSays, answering_daemon, readyz
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
-from daemon.verbs.reading import reading, unknown
+from daemon.verbs.reading import reading, unknown_session
 from daemon.verbs.screen import screen
 from daemon.views import account_object, session_object
 from worker import runtime
@@ -78,8 +78,8 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
     """One session in full."""
     with reading(settings.database) as reader:
         account = account_of(reader.execute, options.id, ROWS_SHOWN)
-    if account is None:
-        raise unknown("session", options.id, "perdure sessions")
+        if account is None:
+            raise unknown_session(reader, options.id)
     shown = account_object(account, settings.account_aliases)
     print(json.dumps(shown, indent=2) if options.json else session_page(shown, screen()))
     return runtime.EXIT_OK

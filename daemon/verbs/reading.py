@@ -5,16 +5,20 @@ One rule: what is shown is read here, and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from daemon.columns import plain
 from worker import runtime
-from worker.records import DamagedRow, session_named
+from worker.records import BEGINNING_CHARACTERS_MIN, DamagedRow, session_named, sessions_begun
 from worker.runtime import Fatal
 from worker.store import Reader, StoreRefused, damaged
+
+CANDIDATES_SHOWN: Final = 5
+"""Ids that a beginning could mean: who sees that many gives more of it, or looks at the list."""
 
 
 @contextmanager
@@ -34,16 +38,25 @@ def reading(database: Path) -> Iterator[Reader]:
 def named_session(reader: Reader, name: str) -> str:
     found = session_named(reader.execute, name)
     if found is None:
-        raise unknown("session", name, "perdure sessions")
+        raise unknown_session(reader, name)
     return found
 
 
-def unknown(what: str, name: str, remedy: str) -> Fatal:
-    return Fatal(
-        runtime.EXIT_USAGE,
-        f"no {what}, or more than one, goes by {name!r}; `{remedy}` lists them "
-        "(an id, an alias, or at least six characters that only one id begins with)",
-    )
+def unknown_session(reader: Reader, name: str) -> Fatal:
+    return unknown("session", name, sessions_begun(reader.execute, name, CANDIDATES_SHOWN + 1), "perdure sessions")
+
+
+def unknown(what: str, name: str, candidates: Sequence[str], remedy: str) -> Fatal:
+    """What is said of a name that means nothing, or could mean each of some ids."""
+    if candidates:
+        more = ", …" if len(candidates) > CANDIDATES_SHOWN else ""
+        listed = ", ".join(map(plain, candidates[:CANDIDATES_SHOWN]))
+        said = f"more than one {what} begins with {name!r}: {listed}{more}; give more of its id"
+        return Fatal(runtime.EXIT_USAGE, said)
+    known = f"`{remedy}` lists what there is"
+    if 0 < len(name) < BEGINNING_CHARACTERS_MIN:
+        known = f"of an id's beginning at least {BEGINNING_CHARACTERS_MIN} characters are needed; {known}"
+    return Fatal(runtime.EXIT_USAGE, f"no {what} goes by {name!r}; {known}")
 
 
 def moment(milliseconds: int) -> str | None:
