@@ -49,6 +49,9 @@ ROWS_PER_LOOK: Final = 2_000
 UNLIMITED_STEPS: Final = 2**62
 """For reading a copy: nobody waits for its reader."""
 
+NAME_BEGINNING: Final = "perdure-"
+"""Of a backup that is named by its time; the names' order is that of the times."""
+
 Progress = Callable[[str, float], None]
 """Told what is being done, and how much of that is done, from 0 to 1."""
 Judge = Callable[[Snapshot], Sequence[str]]
@@ -101,8 +104,7 @@ def backup(
 def restore(file: Path, database: Path, *, stamp: str, judge: Judge, progress: Progress) -> Restored:
     """Put the backup `file` in the database's place; the caller holds the worker's lock.  `stamp`: a name for this
     moment.  Raises Fatal, and StoreRefused for a file that is no good backup."""
-    if not file.is_file():
-        raise Fatal(EXIT_USAGE, f"{file}: no such file; name one that `perdure backup` made")
+    _refuse_source(file)
     with _writing(database):
         finish_restore(database)
     if any(database.parent.glob(f"{database.name}.before-restore-{stamp}*")):
@@ -259,6 +261,25 @@ def _refuse_place(database: Path, file: Path, force: bool) -> None:
         raise Fatal(EXIT_USAGE, f"{file}: this is the database in use; name a file elsewhere")
     if place.exists() and not force:
         raise Fatal(EXIT_USAGE, f"{file}: is there already; name another file, or add --force to replace it")
+
+
+def _refuse_source(file: Path) -> None:
+    """What can be no backup, whatever it holds."""
+    remedy = "name a file that `perdure backup` made"
+    if file.is_dir():
+        newest = max(file.glob(f"{NAME_BEGINNING}*.db"), default=None)
+        raise Fatal(EXIT_USAGE, f"{file}: a directory; {f'its newest backup is {newest}' if newest else remedy}")
+    if file.is_symlink() and not file.exists():
+        raise Fatal(EXIT_USAGE, f"{file}: a link to what is not there; {remedy}")
+    if not file.exists():
+        raise Fatal(EXIT_USAGE, f"{file}: no such file; {remedy}")
+    if not file.is_file():
+        raise Fatal(EXIT_USAGE, f"{file}: a device, a pipe or a socket; {remedy}")
+    if file.name.endswith(FILE_SUFFIXES[1:]):
+        whole = file.with_name(file.name.rpartition("-")[0])
+        raise Fatal(EXIT_USAGE, f"{file}: belongs to {whole} and is nothing without it; {remedy}")
+    if not file.stat().st_size:
+        raise StoreRefused(f"{file}: an empty file; nothing was changed; {remedy}")
 
 
 def _copy(source: Path, partial: Path, progress: Progress) -> None:

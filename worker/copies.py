@@ -28,7 +28,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from worker.backup import Contents, Judge, Progress, backup
+from worker.backup import NAME_BEGINNING, Contents, Judge, Progress, backup
 from worker.runtime import EXIT_UNAVAILABLE, EXIT_USAGE, Fatal
 from worker.store import key_at_rest
 
@@ -78,7 +78,7 @@ def backup_into(database: Path, directory: Path, *, keep: int, at: float, judge:
 
 
 def name_at(seconds: float) -> str:
-    return f"perdure-{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%SZ}.db"
+    return f"{NAME_BEGINNING}{datetime.fromtimestamp(seconds, UTC):%Y%m%dT%H%M%SZ}.db"
 
 
 def note(state: Path, last: LastBackup) -> None:
@@ -139,6 +139,6 @@ def _removed(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return removed, warnings
 
 
-_NAME: Final = re.compile(r"perdure-\d{8}T\d{6}Z\.db")
+_NAME: Final = re.compile(rf"{NAME_BEGINNING}\d{{8}}T\d{{6}}Z\.db")
 _PARTIAL: Final = "perdure-backup.partial"
 _notes: Final = msgspec.json.Decoder(LastBackup)

@@ -379,7 +379,7 @@ NOT_GOOD: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
     "a newer schema": (lambda file: run_sql(file, "PRAGMA user_version = 99"), "newer perdure"),
     "another program's": (lambda file: run_sql(file, "PRAGMA application_id = 7"), "another program"),
     "a text": (lambda file: file.write_text("Dear diary, " * 900), "not a SQLite database"),
-    "nothing at all": (lambda file: file.write_bytes(b""), "no database"),
+    "nothing at all": (lambda file: file.write_bytes(b""), "an empty file"),
 }
 
 
@@ -396,10 +396,31 @@ def test_restore_of_what_is_no_good_backup_changes_nothing(
     assert images(path.parent) == before
 
 
-@pytest.mark.parametrize("name", ["nowhere.db", "."])
-def test_restore_of_no_file_says_so(path: Path, file: Path, name: str) -> None:
-    with pytest.raises(Fatal, match="no such file"):
-        restore(file.parent / name, path)
+NO_FILE: Final[dict[str, tuple[str, Callable[[Path], object]]]] = {
+    "no such file; name a file that `perdure backup` made": ("nowhere.db", lambda place: place),
+    "a directory; name a file": ("backups", Path.mkdir),
+    "a link to what is not there": ("link.db", lambda place: place.symlink_to("nowhere.db")),
+    "a device, a pipe or a socket": ("pipe.db", os.mkfifo),
+    "belongs to .*copy.db and is nothing without it": ("copy.db-wal", lambda place: place.write_bytes(b"log")),
+}
+
+
+@pytest.mark.parametrize(("said", "made"), NO_FILE.items(), ids=NO_FILE)
+def test_restore_of_what_can_be_no_backup_says_what_it_is(
+    path: Path, tmp_path: Path, said: str, made: tuple[str, Callable[[Path], object]]
+) -> None:
+    name, make = made
+    make(tmp_path / name)
+    with pytest.raises(Fatal, match=f"{name}: {said}") as refused:
+        restore(tmp_path / name, path)
+    assert refused.value.status == EXIT_USAGE
+
+
+def test_restore_of_a_directory_names_the_newest_backup_in_it(path: Path, tmp_path: Path) -> None:
+    for name in ("perdure-20260131T030000Z.db", "perdure-20260201T030000Z.db", "other.db"):
+        (tmp_path / name).touch()
+    with pytest.raises(Fatal, match=r"a directory; its newest backup is .*/perdure-20260201T030000Z\.db"):
+        restore(tmp_path, path)
 
 
 def test_restore_of_the_database_itself_is_refused(path: Path) -> None:
