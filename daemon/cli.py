@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
-from daemon.verbs import correcting, costs, doctor, importing, keeping, keys, looking, run, running, units
+from daemon.verbs import control, correcting, costs, doctor, importing, keeping, keys, looking, run, running, units
 from daemon.verbs.parsing import Parser, flags_of
+from daemon.verbs.screen import say
 from worker import runtime
 from worker.runtime import Fatal
-from worker.settings import BadSettings, load
+from worker.settings import BadSettings, Loaded, loaded, loaded_places
 from worker.store import StoreBusy, StoreRefused
 
 EXIT_INTERRUPTED: Final = 130
@@ -63,13 +64,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        try:
-            settings = load(flags_of(options), os.environ)
-        except BadSettings as error:
-            if not hasattr(options, "refused"):
-                raise
-            return int(options.refused(error, options))
-        status: int = options.act(settings, options)
+        status = _act(options)
     except (BadSettings, StoreRefused) as error:
         raise Fatal(runtime.EXIT_CONFIGURATION, str(error)) from error
     except StoreBusy as error:
@@ -81,6 +76,26 @@ def _run(options: argparse.Namespace) -> int:
     return status
 
 
+def _act(options: argparse.Namespace) -> int:
+    """Have the verb done; where settings can not be used, as far as it can be done without them."""
+    try:
+        read = loaded(flags_of(options), os.environ)
+    except BadSettings as error:
+        if getattr(options, "without_file", False):
+            return int(options.act(_places_alone(error, options), options))
+        if hasattr(options, "refused"):
+            return int(options.refused(error, options))
+        raise
+    return int(options.act(read if getattr(options, "without_file", False) else read.settings, options))
+
+
+def _places_alone(error: BadSettings, options: argparse.Namespace) -> Loaded:
+    """Where what runs is to be found, for who only wants to reach it: it was started with settings that were good."""
+    read = loaded_places(flags_of(options), os.environ)
+    say(f"{error}; looking in {read.settings.runtime_dir} all the same")
+    return read
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="perdure", description="An LLM gateway for coding agents whose sessions outlive its processes."
@@ -88,6 +103,6 @@ def _parser() -> Parser:
     parser.example = "Example:  perdure up      then, elsewhere:  ANTHROPIC_BASE_URL=http://127.0.0.1:7373 claude"
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for purpose in (running, run, looking, costs, doctor, keys, keeping, importing, correcting, units):
+    for purpose in (running, run, control, looking, costs, doctor, keys, keeping, importing, correcting, units):
         purpose.add(verbs)
     return parser

@@ -18,6 +18,7 @@ import re
 import ssl
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext, suppress
 from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
@@ -232,6 +233,35 @@ def loaded(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     overruled = {name: value for name, value in table.items() if origins[name] != path}
     origins |= _places(given, environ)
     return Loaded(settings=settings, origins=origins, overruled=overruled, path=path)
+
+
+def loaded_places(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
+    """Where things are, and how long a stop may take, of settings that can not be used as a whole: what can be read of
+    those few; nothing else in the result means anything.  Raises BadSettings where not even that can be told."""
+    path = flags.get("config") or environ.get("PERDURE_CONFIG", "")
+    table = _salvaged(Path(path)) if path else {}
+    given: dict[str, Any] = {}
+    for name in ("state_dir", "runtime_dir", "drain_seconds"):
+        value, origin = _first(name, flags, environ, table, path)
+        with nullcontext() if name.endswith("_dir") else suppress(BadSettings):
+            if value is not None:
+                given[name] = typed(name, value, origin)
+    settings = _placed(Settings(**given), environ)
+    return Loaded(settings=settings, origins=dict.fromkeys(Settings.__struct_fields__, DEFAULT), overruled={}, path="")
+
+
+def _salvaged(path: Path) -> dict[str, Any]:
+    """What stands in a file that may be broken: all of it, or what each line before the first table says by itself."""
+    with suppress(BadSettings):
+        return _read(path)
+    found: dict[str, Any] = {}
+    with suppress(OSError):
+        for line in path.read_text("utf-8", "replace").splitlines():
+            if line.lstrip().startswith("["):
+                break
+            with suppress(ValueError, RecursionError):
+                found |= tomllib.loads(line)
+    return found
 
 
 def _with_origin(error: BadSettings, origins: Mapping[str, str]) -> BadSettings:

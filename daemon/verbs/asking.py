@@ -1,4 +1,4 @@
-"""What the running programs say when they are asked: a daemon over HTTP, the worker over its socket.
+"""What the running programs say when they are asked: a daemon over HTTP, worker and supervisor over their sockets.
 
 One rule: nobody is waited for longer than a person waits, and whoever does not answer is described, not complained
 about.
@@ -11,9 +11,13 @@ import json
 import os
 import socket
 import threading
+import xmlrpc.client
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from supervisor.options import make_namespec
+from supervisor.xmlrpc import SupervisorTransport
 
 from daemon.errand import ask
 from daemon.standing import DAEMON_FIELDS
@@ -29,6 +33,8 @@ STATUS_SECONDS: Final = 1.5
 """How long it may take to say more: it asks the worker for a second."""
 WORKER_SECONDS: Final = 2.0
 """How long the worker may take: a greeting and an answer, about 0.2 s.  Over tcp there is a handshake as well."""
+SUPERVISOR_SECONDS: Final = 2.0
+"""How long supervisord may take to tell of its children."""
 ANSWER_BYTES_MAX: Final = 1024 * 1024
 """More than any answer of ours; whoever else listens there may send without end."""
 
@@ -99,6 +105,20 @@ def answering_daemon(settings: Settings) -> dict[str, Any] | None:
         return None
     daemon = said.get("daemon") if isinstance(said, dict) else None
     return daemon if isinstance(daemon, dict) and daemon.keys() >= DAEMON_FIELDS else None
+
+
+def supervised(path: Path) -> dict[str, str]:
+    """The states of a supervisor's processes, by the names that it takes.  Raises what sockets, HTTP and XML raise.
+
+    Its transport knows no patience but the one for all sockets."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SUPERVISOR_SECONDS)
+    try:
+        transport: Any = SupervisorTransport(None, None, f"unix://{path}")
+        told: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor.getAllProcessInfo()
+        return {make_namespec(str(each["group"]), str(each["name"])): str(each["statename"]) for each in told}
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _get(settings: Settings, path: str, patience_seconds: float) -> Any:

@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from daemon.verbs.running import STOP_MARGIN_SECONDS, become, supervision, url_here
+from daemon.verbs.screen import say
 from worker import runtime
 from worker.runtime import Fatal
 from worker.settings import Settings
@@ -102,7 +103,7 @@ def _started(settings: Settings, options: argparse.Namespace, deadline: float) -
     while True:
         if (found := look(settings)) and found.answers_turns:
             if launched:
-                _say(f"started on {settings.listen}; it goes on when this command ends, `perdure down` stops it")
+                say(f"started on {settings.listen}; it goes on when this command ends, `perdure down` stops it")
             return found
         try:
             if launched and _has_ended(launched.pid):
@@ -117,7 +118,7 @@ def _started(settings: Settings, options: argparse.Namespace, deadline: float) -
             refused = fatal
         if refused and time.monotonic() > quiet_until:
             quiet_until = deadline
-            _say(f"{refused}; waiting for that to change, {START_SECONDS:.0f} s at most")
+            say(f"{refused}; waiting for that to change, {START_SECONDS:.0f} s at most")
         if time.monotonic() > deadline:
             raise refused or Fatal(
                 runtime.EXIT_UNAVAILABLE,
@@ -151,7 +152,7 @@ def stop(settings: Settings) -> bool:
             )
         if quiet_until and now > quiet_until:
             quiet_until = 0.0
-            _say(f"running answers have {settings.drain_seconds:g} s to finish; Ctrl-C stops waiting, not stopping")
+            say(f"running answers have {settings.drain_seconds:g} s to finish; Ctrl-C stops waiting, not stopping")
         time.sleep(LOOK_SECONDS)
     return True
 
@@ -300,10 +301,6 @@ def _last_line(log: Path) -> str:
             if line.strip():
                 return f"{line.strip()} ({log})"
     return f"{log} says no more"
-
-
-def _say(text: str) -> None:
-    print(f"perdure: {text}", file=sys.stderr, flush=True)
 
 
 _CREDENTIALS: Final = struct.Struct("3i")

@@ -19,12 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-from supervisor.xmlrpc import SupervisorTransport
-
 from daemon import doctor
+from daemon.verbs.asking import supervised
 from daemon.verbs.keeping import faults_of
 from daemon.verbs.progress import Progress
 from daemon.verbs.reading import reading
@@ -37,8 +36,6 @@ from worker.store import CHECK_BYTES_MAX, StoreBusy, StoreRefused, damaged, know
 
 CONNECT_SECONDS: Final = 3.0
 """How long a provider may take to be connected to, TLS included."""
-SUPERVISOR_SECONDS: Final = 2.0
-"""How long supervisord may take to tell of its children."""
 
 
 def configuration_of(settings: Settings, file: str) -> doctor.Configuration:
@@ -150,7 +147,7 @@ def supervised_of(settings: Settings, pids: Mapping[str, int]) -> doctor.Supervi
     path = Path(settings.runtime_dir) / "sv.sock"
     if path.exists():
         try:
-            states = _supervisord(path)
+            states = supervised(path)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError):
             states = {}
         if states:
@@ -194,18 +191,6 @@ def _provider(name: str, url: str, tls: ssl.SSLContext) -> doctor.Provider:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return doctor.Provider(name=name, url=url, trouble=str(said))
     return doctor.Provider(name=name, url=url, milliseconds=1_000 * (time.monotonic() - started))
-
-
-def _supervisord(path: Path) -> dict[str, str]:
-    """The states of its processes, by name.  Its transport knows no patience but the one for all sockets."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SUPERVISOR_SECONDS)
-    try:
-        transport: Any = SupervisorTransport(None, None, f"unix://{path}")
-        told: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor.getAllProcessInfo()
-        return {str(each["name"]): str(each["statename"]) for each in told}
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _unit(pid: int) -> str:

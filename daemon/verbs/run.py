@@ -1,4 +1,4 @@
-"""The verbs for a gateway in the background: `run` a command through it, `down` to stop it, `ctl` to control it.
+"""The verbs for a gateway in the background: `run` a command through it, `down` to stop it.
 
 One rule: once the gateway is there, this process *becomes* the command.  Nobody stands between the terminal and the
 agent: its signals, its job control, its window and its exit status are its own by construction, and there is nothing
@@ -18,10 +18,11 @@ from typing import Final, NoReturn
 from daemon.agents import AGENTS, Gateway, Told, told
 from daemon.verbs import background
 from daemon.verbs.parsing import SETTINGS, Verbs, add_verb
-from daemon.verbs.running import become, supervised_environment, supervisord_conf, url_here
+from daemon.verbs.running import url_here
+from daemon.verbs.screen import say
 from worker import runtime
 from worker.runtime import Fatal
-from worker.settings import Settings
+from worker.settings import Loaded, Settings
 
 EXIT_NOT_RUNNABLE: Final = 126
 EXIT_NOT_FOUND: Final = 127
@@ -34,14 +35,8 @@ def add(verbs: Verbs) -> None:
     runs = verb("run", "perdure run -- claude", f"run a command through perdure ({known}, any)", SETTINGS, act=run)
     runs.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="what to run, as you would")
     places = ("state_dir", "runtime_dir")
-    verb("down", "perdure down", "stop what `perdure up` or `perdure run` started", places, act=down)
-    control = verb("ctl", "perdure ctl restart worker", "supervisorctl for what runs here", places, act=ctl)
-    control.add_argument(
-        "words",
-        nargs=argparse.REMAINDER,
-        metavar="VERB …",
-        help="status, restart NAME, stop NAME, start NAME, tail NAME",
-    )
+    does = "stop what `perdure up` or `perdure run` started"
+    verb("down", "perdure down", does, places, act=down, without_file=True)
 
 
 def run(settings: Settings, options: argparse.Namespace) -> NoReturn:
@@ -52,31 +47,19 @@ def run(settings: Settings, options: argparse.Namespace) -> NoReturn:
     program = _found(words[0])
     readiness = background.ensure(settings, options)
     if readiness.status == "degraded":
-        _say(f"degraded ({readiness}): turns are answered, `perdure status` says more")
+        say(f"degraded ({readiness}): turns are answered, `perdure status` says more")
     gateway = Gateway(url=url_here(settings), token=settings.token, anthropic_url=settings.anthropic_url)
     tell = told(words[0], tuple(words[1:]), gateway, os.environ)
     for note in tell.notes:
-        _say(note)
+        say(note)
     _become_command(program, words, tell)
 
 
-def down(settings: Settings, _options: argparse.Namespace) -> int:
+def down(read: Loaded, _options: argparse.Namespace) -> int:
     """Stop the gateway.  Exit status 0 also if there was none: what was asked for is so."""
+    settings = read.settings
     print("stopped" if background.stop(settings) else f"nothing runs in {settings.runtime_dir}")
     return runtime.EXIT_OK
-
-
-def ctl(settings: Settings, options: argparse.Namespace) -> NoReturn:
-    """Become supervisorctl.  It reads our configuration: by itself it would take the first it finds, from the directory
-    it happens to be in."""
-    if background.supervisor_pid(settings) is None:
-        raise Fatal(
-            runtime.EXIT_UNAVAILABLE, f"nothing runs in {settings.runtime_dir}; `perdure up` or `perdure run` starts it"
-        )
-    become(
-        ["supervisor.supervisorctl", "-c", str(supervisord_conf()), *options.words],
-        supervised_environment(settings, options),
-    )
 
 
 def _found(name: str) -> str:
@@ -98,7 +81,3 @@ def _become_command(program: str, words: list[str], tell: Told) -> NoReturn:
         os.execve(program, [words[0], *tell.arguments, *words[1:]], {**os.environ, **tell.variables})  # noqa: S606
     except OSError as error:
         raise Fatal(EXIT_NOT_RUNNABLE, f"{program}: {error.strerror}") from None
-
-
-def _say(text: str) -> None:
-    print(f"perdure: {text}", file=sys.stderr, flush=True)

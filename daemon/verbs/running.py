@@ -21,7 +21,7 @@ from daemon.verbs import configuring
 from daemon.verbs.parsing import SETTINGS, Verbs, add_verb, flags_of
 from worker import runtime
 from worker.runtime import Fatal
-from worker.settings import IPC_PATH_BYTES_MAX, Settings, environment, loaded
+from worker.settings import IPC_PATH_BYTES_MAX, Loaded, Settings, environment, loaded
 
 STOP_MARGIN_SECONDS: Final = 20
 """What a daemon needs to stop beyond its longest stream: idle connections, the last flush, and some."""
@@ -63,7 +63,7 @@ def supervision(settings: Settings, options: argparse.Namespace) -> tuple[list[s
     _refuse_taken_port(settings)
     # Without a user named, a supervisor that is root warns that it is: it was told nothing about whom to become.
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    environ = supervised_environment(settings, options)
+    environ = supervised_environment(loaded(flags_of(options), os.environ), options)
     return ["daemon.supervise", "-n", "-c", str(supervisord_conf()), *user], environ
 
 
@@ -71,7 +71,7 @@ def run_program(_settings: Settings, options: argparse.Namespace) -> int:
     """Become the daemon or the worker."""
     if configuring.is_asked(options):
         return configuring.answer(options, worker=options.program == "worker", daemon=options.program == "daemon")
-    return become([options.program], _environment(options))
+    return become([options.program], _environment(loaded(flags_of(options), os.environ), options))
 
 
 def become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
@@ -80,20 +80,20 @@ def become(module: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-P", "-m", *module], environ)  # noqa: S606 - no shell is meant
 
 
-def _environment(options: argparse.Namespace) -> dict[str, str]:
+def _environment(read: Loaded, options: argparse.Namespace) -> dict[str, str]:
     """This process's own, with the settings in it that are not read again; tables and the others stay in the file."""
-    environ = {**os.environ, **environment(loaded(flags_of(options), os.environ))}
+    environ = {**os.environ, **environment(read)}
     if options.config:
         environ["PERDURE_CONFIG"] = options.config
     return environ
 
 
-def supervised_environment(settings: Settings, options: argparse.Namespace) -> dict[str, str]:
+def supervised_environment(read: Loaded, options: argparse.Namespace) -> dict[str, str]:
     """What supervisord.conf is read with."""
     return {
-        **_environment(options),
+        **_environment(read, options),
         "PERDURE_PYTHON": sys.executable,
-        "PERDURE_STOP_SECONDS": str(int(settings.drain_seconds) + STOP_MARGIN_SECONDS),
+        "PERDURE_STOP_SECONDS": str(int(read.settings.drain_seconds) + STOP_MARGIN_SECONDS),
     }
 
 

@@ -1,4 +1,4 @@
-"""What standard output is: how wide, and whether somebody sees colours on it.
+"""What standard output is: how wide, and whether somebody sees colours on it; and what is said beside it.
 
 One rule: what goes into a file or a pipe is plain, and 80 columns wide, whoever looks.
 """
@@ -18,6 +18,11 @@ def screen() -> Screen:
     """Of standard output."""
     width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
     return Screen(width=min(width, WIDTH_MAX), paint=paint_for(sys.stdout, os.environ))
+
+
+def say(text: str) -> None:
+    """A line for people, where it does not get between what a program reads."""
+    print(f"perdure: {text}", file=sys.stderr, flush=True)
 
 
 def paint_for(stream: TextIO, environ: Mapping[str, str]) -> Paint:

@@ -434,10 +434,85 @@ def test_ctl_works_from_any_directory(there: Place) -> None:
 def test_ctl_stop_start_and_tail(there: Place) -> None:
     stopped = there.perdure("ctl", "stop", "worker")
     assert (stopped.returncode, stopped.stdout) == (0, "worker: stopped\n")
-    assert there.perdure("ctl", "status", "worker").returncode == 3
+    assert there.perdure("ctl", "status", "worker").returncode == 75
     run = there.run(*SMALL, "while the worker is away")
     assert run.returncode == 0, run.stderr
     tail = there.perdure("ctl", "tail", "worker")
     assert tail.returncode == 0 and "stopped" in tail.stdout
     assert there.perdure("ctl", "start", "worker").returncode == 0
     eventually(lambda: set(run.stdout.split()) <= set(there.sessions()), what="the session has arrived")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("restart", "daemon-1"), "no process is called 'daemon-1'; did you mean 'daemon:daemon-1'?"),
+        (("restart", "daemon:0"), "did you mean 'daemon:daemon-0'?"),
+        (("stop", "daemon"), "did you mean 'daemon:*', all of them?"),
+        (("status", "wroker"), "did you mean 'worker'?"),
+        (("tail", "something"), "there are daemon:daemon-0, daemon:daemon-1, health, worker, daemon:* and all"),
+        (("tail", "daemon:*"), "tail takes one process"),
+        (("restart",), "restart which? there are daemon:daemon-0, "),
+        (("signal", "HUP", "daemon-0"), "did you mean 'daemon:daemon-0'?"),
+        (("restrat", "worker"), "did you mean 'restart'?"),
+        (("--nodaemon",), "`perdure ctl --help`"),
+    ],
+)
+def test_ctl_what_is_not_understood_is_status_2_with_what_was_meant(
+    words: tuple[str, ...], said: str, there: Place
+) -> None:
+    run = there.perdure("ctl", *words)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert said in run.stderr
+
+
+@pytest.mark.parametrize("words", [("status", "daemon:*"), ("status", "daemon:"), ("status", "all"), ("pid", "worker")])
+def test_ctl_every_right_name_is_taken(words: tuple[str, ...], there: Place) -> None:
+    run = there.perdure("ctl", *words)
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout
+
+
+def test_ctl_what_could_not_be_done_is_status_75(there: Place) -> None:
+    run = there.perdure("ctl", "signal", "FOO", "worker")
+    assert run.returncode == 75 and "bad signal name" in run.stdout
+
+
+# -- a configuration that was broken meanwhile ---------------------------------------------------------------------
+
+BROKEN: Final = {
+    "no TOML": "{places}daemons = two\n",
+    "a key that there is not": "{places}daemon = 2\n",
+    "a value of another kind": '{places}drain_seconds = "soon"\ndaemons = [2]\n',
+    "cut off in a table": '{places}[models."x"]\ninput = \n',
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_down_and_ctl_reach_what_runs_whatever_became_of_the_file(text: str, provider: ScriptedProvider) -> None:
+    place = Place(provider)
+    try:
+        config = place.directory / "perdure.toml"
+        state, run_dir = place.environ.pop("PERDURE_STATE_DIR"), place.directory / "run"
+        places = f'state_dir = "{state}"\nruntime_dir = "{run_dir}"\n'
+        config.write_text(places)
+        place.environ["PERDURE_CONFIG"] = str(config)
+        assert place.run("true").returncode == 0
+        config.write_text(text.format(places=places))
+        assert place.perdure("status").returncode == 78
+        told = place.perdure("ctl", "status", "worker")
+        assert (told.returncode, told.stderr.count("\n")) == (0, 1), told
+        assert "RUNNING" in told.stdout and str(config) in told.stderr
+        down = place.perdure("down")
+        assert (down.returncode, down.stdout) == (0, "stopped\n")
+        assert str(config) in down.stderr and f"looking in {run_dir} all the same" in down.stderr
+    finally:
+        place.environ.pop("PERDURE_CONFIG", None)
+        place.environ |= {"PERDURE_STATE_DIR": str(place.state), "PERDURE_RUNTIME_DIR": str(place.directory / "run")}
+        place.close()
+
+
+def test_down_whose_file_is_gone_looks_where_it_would_without_one(place: Place) -> None:
+    assert place.run("true").returncode == 0
+    down = place.perdure("down", "--config", "/no/such/file.toml")
+    assert (down.returncode, down.stdout) == (0, "stopped\n")
+    assert "/no/such/file.toml" in down.stderr

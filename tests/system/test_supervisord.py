@@ -36,7 +36,7 @@ from tests.provider import ScriptedProvider
 from tests.system.turns import send_turn
 from worker.health import CALLS_MAX, SILENT_SECONDS, TICK_SECONDS
 from worker.protocol import Usage
-from worker.settings import load
+from worker.settings import loaded
 from worker.store import Store
 
 pytestmark = pytest.mark.system
@@ -361,10 +361,10 @@ def test_logs_are_cut_into_files_of_limited_size_and_number(provider: ScriptedPr
     conf = perdure.directory / "supervisord.conf"
     conf.write_text(supervisord_conf().read_text().replace("maxbytes=10MB", "maxbytes=1KB"))
     options = argparse.Namespace(config=None, state_dir=str(perdure.directory), runtime_dir=f"{perdure.directory}/run")
-    settings = load({}, perdure.environ)
+    read = loaded({}, perdure.environ)
     for made in ("log", "run"):
         (perdure.directory / made).mkdir()
-    environ = {**supervised_environment(settings, options), **perdure.environ}
+    environ = {**supervised_environment(read, options), **perdure.environ}
     perdure.command = [sys.executable, "-P", "-m", "daemon.supervise", "-n", "-c", str(conf)]
     perdure.environ = environ
     logs = perdure.directory / "log"
