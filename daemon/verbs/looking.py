@@ -46,6 +46,10 @@ def add(verbs: Verbs) -> None:
         verb("sessions", "perdure sessions --limit 20", "every session, newest first", looks, act=sessions),
         verb("show", "perdure show 4f1c2b", "one session in full", looks, act=show),
     ]
+    shown[0].epilog = (
+        "Exit status: 0 turns are answered (ready, degraded); 75 they are not (unready, down); "
+        "78 the configuration can not be used."
+    )
     for each in shown:
         each.add_argument("--json", action="store_true", help="for programs: the objects of /api")
     shown[1].add_argument("--limit", type=positive, metavar="N", help="at most so many (default: all)")

@@ -177,6 +177,31 @@ def test_status_everything_dead_tells_what_is_stored(gateway: Gateway) -> None:
     assert (said["status"], said["worker"]["running"], said["daemons"], said["commits"]) == ("down", False, [], None)
 
 
+def test_status_has_the_exit_statuses_that_its_help_promises(provider: ScriptedProvider) -> None:
+    found = {}
+    with Gateway(provider, notice_seconds=60) as gateway:
+        asked = environ(gateway)
+
+        def look() -> None:
+            run = perdure("status", "--json", **asked)
+            found[json.loads(run.stdout)["status"]] = run.returncode
+
+        gateway.start()
+        look()
+        gateway.kill("worker")
+        gateway.wait_status("degraded")
+        look()
+        gateway.terminate("daemon")
+        gateway.wait_status("unready")
+        look()
+        gateway.kill("daemon")
+        look()
+        found["broken"] = perdure("status", "--config", "/no/such/file", **asked).returncode
+    assert found == {"ready": 0, "degraded": 0, "unready": 75, "down": 75, "broken": 78}
+    told = " ".join(perdure("status", "--help").stdout.split())
+    assert "0 turns are answered (ready, degraded); 75 they are not (unready, down); 78 the configuration" in told
+
+
 def test_status_last_backup_is_told(gateway: Gateway) -> None:
     made = gateway.directory / "backups"
     made.mkdir()
