@@ -18,7 +18,7 @@ from daemon.passed import passed_listener, refuse_open_listener
 from worker import notify, runtime
 from worker.configured import read_again
 from worker.logs import fields, log_uncaught, start_logging
-from worker.settings import NOT_OF_DAEMON, BadSettings, Settings, load
+from worker.settings import NOT_OF_DAEMON, BadSettings, Settings, load, unheard
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         runtime.die_with_parent()
         log = start_logging("daemon", settings.log_level, settings.log_format)
         log_uncaught(log)
+        for said in unheard(os.environ):
+            log.warning("%s", said)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, log))
     except BadSettings as error:

@@ -105,6 +105,8 @@ class Configuration(Struct, frozen=True, kw_only=True):
     listen: str = ""
     refusal: str = ""
     """Why it can not be used."""
+    unheard: Sequence[str] = ()
+    """Variables that nobody looks at."""
 
 
 def configuration(found: Configuration) -> Finding:
@@ -120,6 +122,9 @@ def configuration(found: Configuration) -> Finding:
     if found.file and found.has_token and found.mode & 0o044:
         text = f"{place}: there is a token, and others can read the file"
         return Finding(check=check, level="warning", text=text, remedy=f"chmod go-r {found.file}")
+    if found.unheard:
+        remedy = "unset it, or give it the name of a setting (`perdure up --print-config` lists them)"
+        return Finding(check=check, level="warning", text="; ".join(found.unheard), remedy=remedy)
     return Finding(check=check, text=f"{place}; listens on {found.listen}")
 
 

@@ -21,7 +21,7 @@ from worker.curve import worker_keys
 from worker.health import Heart
 from worker.logs import log_uncaught, start_logging
 from worker.server import RETRY_SECONDS, AddressRefused, Server
-from worker.settings import OF_WORKER, BadSettings, Settings, load
+from worker.settings import OF_WORKER, BadSettings, Settings, load, unheard
 from worker.store import Store, StoreBusy, StoreRefused
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ def serve(settings: Settings) -> None:
     runtime.die_with_parent()
     log = start_logging("worker", settings.log_level, settings.log_format)
     log_uncaught(log)
+    for said in unheard(os.environ):
+        log.warning("%s", said)
     notifier = notify.from_environment(os.environ)
     patiently = partial(_patiently, notifier=notifier, log=log)
     # What this process makes — database, socket, lock — is its user's alone.

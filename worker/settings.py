@@ -50,6 +50,9 @@ PRICE_USD_MAX: Final = 100_000
 WINDOW_TOKENS_MAX: Final = 100_000_000
 """A hundred times the largest context window on offer."""
 
+UNHEARD_SHOWN: Final = 8
+"""Of variables that nobody looks at: whoever has more has another program's."""
+
 HANDED_ON: Final = "PERDURE_HANDED_ON"
 """Names, in the environment, the settings that are only there because somebody else had read them."""
 TABLES: Final = frozenset({"providers", "account_aliases", "models"})
@@ -262,6 +265,24 @@ def _salvaged(path: Path) -> dict[str, Any]:
             with suppress(ValueError, RecursionError):
                 found |= tomllib.loads(line)
     return found
+
+
+def unheard(environ: Mapping[str, str]) -> list[str]:
+    """What stands in the environment under our name and is looked at by nobody, in words.  Another program's, or one of
+    another version's, may be among it: so it is told of, and refused by nobody.  Values are not: one may be a token."""
+    heard = {variable_of(name) for name in Settings.__struct_fields__ if name not in TABLES} | _NOT_SETTINGS
+    said = []
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in heard:
+            continue
+        if (setting := name.removeprefix(_PREFIX).lower()) in TABLES:
+            said.append(
+                f"{name} is not looked at: {setting} is a table, and stands in the file that PERDURE_CONFIG names"
+            )
+            continue
+        close = difflib.get_close_matches(name, sorted(heard), n=1, cutoff=_LIKENESS)
+        said.append(f"{name} is not looked at: {f'did you mean {close[0]}?' if close else 'no setting has that name'}")
+    return said[:UNHEARD_SHOWN]
 
 
 def _with_origin(error: BadSettings, origins: Mapping[str, str]) -> BadSettings:
@@ -612,6 +633,16 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 DEFAULT: Final = "default"
+_PREFIX: Final = "PERDURE_"
+_LIKENESS: Final = 0.8
+"""Of a name to the one that was meant, from 0 to 1: all of them begin alike."""
+_NOT_SETTINGS: Final = frozenset(
+    {
+        *("PERDURE_CONFIG", HANDED_ON, "PERDURE_PYTHON", "PERDURE_STOP_SECONDS"),
+        *("PERDURE_LISTEN_FD", "PERDURE_INSTANCE", "PERDURE_URL"),
+    }
+)
+"""What else is said by variables: where the settings are, what supervisors tell daemons, and what agents are told."""
 _DEFAULTS: Final = Settings()
 _ACCEPTED: Final[dict[type, tuple[type, ...]]] = {str: (str,), int: (str, int), float: (str, int, float)}
 _TCP_HOST: Final = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")

@@ -31,7 +31,7 @@ from worker import backup as backups
 from worker.copies import last_backup
 from worker.records import newest_at
 from worker.runtime import Fatal
-from worker.settings import Settings
+from worker.settings import Settings, unheard
 from worker.store import CHECK_BYTES_MAX, StoreBusy, StoreRefused, damaged, known_schema
 
 CONNECT_SECONDS: Final = 3.0
@@ -40,7 +40,13 @@ CONNECT_SECONDS: Final = 3.0
 
 def configuration_of(settings: Settings, file: str) -> doctor.Configuration:
     mode = Path(file).stat().st_mode & 0o777 if file else 0o600
-    return doctor.Configuration(file=file, mode=mode, has_token=bool(settings.token), listen=settings.listen)
+    return doctor.Configuration(
+        file=file,
+        mode=mode,
+        has_token=bool(settings.token),
+        listen=settings.listen,
+        unheard=unheard(os.environ),
+    )
 
 
 def directory_of(name: str, path: str) -> doctor.Directory:

@@ -19,9 +19,10 @@ from typing import Final, NoReturn
 
 from daemon.verbs import configuring
 from daemon.verbs.parsing import SETTINGS, Verbs, add_verb, flags_of
+from daemon.verbs.screen import say
 from worker import runtime
 from worker.runtime import Fatal
-from worker.settings import IPC_PATH_BYTES_MAX, Loaded, Settings, environment, loaded
+from worker.settings import IPC_PATH_BYTES_MAX, Loaded, Settings, environment, loaded, unheard
 
 STOP_MARGIN_SECONDS: Final = 20
 """What a daemon needs to stop beyond its longest stream: idle connections, the last flush, and some."""
@@ -31,20 +32,29 @@ SUPERVISOR_SOCKET_BYTES: Final = len("/sv.sock.4194304")
 
 def add(verbs: Verbs) -> None:
     does = "run worker and daemons in the foreground"
-    configuring.add_flags(add_verb(verbs, "up", "perdure up --daemons 2", does, SETTINGS, act=up))
+    configuring.add_flags(
+        add_verb(verbs, "up", "perdure up --daemons 2", does, SETTINGS, act=up, refused=configuring.refuse)
+    )
     for program in ("daemon", "worker"):
         does = f"run one {program} in the foreground, for a supervisor of your own"
         configuring.add_flags(
-            add_verb(verbs, program, f"perdure {program}", does, SETTINGS, act=run_program, program=program)
+            add_verb(
+                verbs,
+                program,
+                f"perdure {program}",
+                does,
+                SETTINGS,
+                act=run_program,
+                refused=configuring.refuse,
+                program=program,
+            )
         )
 
 
 def up(settings: Settings, options: argparse.Namespace) -> int:
     """Become a supervisor of one worker and its daemons, in the foreground."""
     if configuring.is_asked(options):
-        if options.check_config:
-            _refuse_unsupervisable(settings)
-        return configuring.answer(options, worker=True, daemon=True)
+        return configuring.answer(options, worker=True, daemon=True, check=_refuse_unsupervisable)
     module, environ = supervision(settings, options)
     print(_greeting(settings), flush=True)
     return become(module, environ)
@@ -52,6 +62,8 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
 
 def supervision(settings: Settings, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """The supervisor to become, and its environment.  Raises Fatal if it is seen now that it can not work."""
+    for said in unheard(os.environ):
+        say(said)
     state, run = Path(settings.state_dir), Path(settings.runtime_dir)
     _refuse_unsupervisable(settings)
     # Logs name models, sessions and directories: they are their user's alone.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.processes import Gateway
+from tests.provider import ScriptedProvider
 from worker.runtime import EXIT_CONFIGURATION, EXIT_OK, EXIT_USAGE
-from worker.settings import Settings
+from worker.settings import Settings, unheard
 
 pytestmark = pytest.mark.system
 
@@ -30,6 +34,12 @@ def perdure(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
         timeout=60,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[ScriptedProvider]:
+    with ScriptedProvider() as running:
+        yield running
 
 
 @pytest.fixture
@@ -99,7 +109,81 @@ def test_print_has_every_setting_its_value_and_where_it_is_from(program: str, co
     assert SECRET not in done.stdout + page.stdout
 
 
-def test_print_as_json_is_asked_for_with_print() -> None:
+def test_json_is_asked_for_with_one_of_the_two() -> None:
     done = perdure("up", "--json")
-    assert done.returncode == EXIT_USAGE and "--print-config" in done.stderr
+    assert done.returncode == EXIT_USAGE and "--print-config" in done.stderr and "--check-config" in done.stderr
     assert perdure("up", "--check-config", "--print-config").returncode == EXIT_USAGE
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_check_as_json_of_what_can_be_used(program: str, config: Path) -> None:
+    done = perdure(program, "--check-config", "--json", "--config", str(config))
+    assert (done.returncode, done.stderr) == (EXIT_OK, "")
+    assert json.loads(done.stdout) == {"ok": True, "file": str(config), "errors": [], "warnings": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "environ", "origin", "said"),
+    [
+        ("tick_second = 5", (), {}, "FILE", "did you mean 'tick_seconds'"),
+        ("tick_seconds = ", (), {}, "FILE", "not TOML"),
+        ("tick_seconds = 0", (), {}, "FILE", "is not between"),
+        ("[models.m]\ninput = 3", (), {}, "FILE", "models.m: a price without output is none"),
+        ("", (), {"PERDURE_TICK_SECONDS": "soon"}, "PERDURE_TICK_SECONDS", "is not a number"),
+        ("", ("--drain-seconds", "x"), {}, "--drain-seconds", "is not a number"),
+        ("", (), {"PERDURE_GROUP": "no-such-group"}, "PERDURE_GROUP", "no group is called"),
+        ("", (), {"PERDURE_LISTEN": "[::1]:7373"}, None, "supervisord hands on no IPv6 socket"),
+    ],
+)
+def test_check_as_json_of_what_can_not_be_used(
+    text: str, arguments: tuple[str, ...], environ: dict[str, str], origin: str | None, said: str, config: Path
+) -> None:
+    config.write_text(text)
+    done = perdure("up", "--check-config", "--json", *arguments, PERDURE_CONFIG=str(config), **environ)
+    assert (done.returncode, done.stderr) == (EXIT_CONFIGURATION, "")
+    told = json.loads(done.stdout)
+    (error,) = told["errors"]
+    assert (told["ok"], told["file"]) == (False, str(config))
+    assert error["origin"] == (str(config) if origin == "FILE" else origin)
+    assert said in error["message"]
+
+
+# -- variables that nobody looks at --------------------------------------------------------------------------------
+
+MISTYPED: Final = {"PERDURE_TICK_SECOND": SECRET}
+MEANT: Final = "PERDURE_TICK_SECOND is not looked at: did you mean PERDURE_TICK_SECONDS?"
+
+
+def test_check_tells_of_a_variable_that_nobody_looks_at(config: Path) -> None:
+    done = perdure("up", "--check-config", "--config", str(config), **MISTYPED)
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_OK, f"ok: {config}\n", f"perdure: {MEANT}\n")
+    done = perdure("up", "--check-config", "--json", "--config", str(config), **MISTYPED)
+    told = json.loads(done.stdout)
+    assert (told["ok"], told["warnings"]) == (True, [{"origin": "PERDURE_TICK_SECOND", "message": MEANT}])
+
+
+def test_doctor_warns_of_a_variable_that_nobody_looks_at(tmp_path: Path) -> None:
+    done = perdure("doctor", "--offline", "--json", PERDURE_STATE_DIR=str(tmp_path), **MISTYPED)
+    (finding,) = [each for each in json.loads(done.stdout)["findings"] if each["check"] == "configuration"]
+    assert (finding["level"], finding["text"]) == ("warning", MEANT)
+    assert SECRET not in done.stdout
+
+
+@pytest.mark.parametrize("program", ["worker", "daemon"])
+def test_program_that_starts_warns_of_a_variable_that_nobody_looks_at_and_goes_on(
+    program: str, provider: ScriptedProvider
+) -> None:
+    with Gateway(provider, tick_second=SECRET) as gateway:
+        gateway.start()
+        assert f"WARNING {program}[{gateway.pid(program)}] {MEANT}" in gateway.log(program)
+        assert SECRET not in gateway.log(program)
+
+
+def test_every_variable_of_the_programs_is_one_that_is_looked_at() -> None:
+    root = Path(__file__).resolve().parents[2]
+    places = [*(root / "daemon").rglob("*.py"), *(root / "worker").rglob("*.py"), root / "supervisord.conf"]
+    places += [path for path in (root / "systemd").iterdir() if path.suffix != ".md"]
+    named = {name for path in places for name in re.findall(r"PERDURE_[A-Z]+(?:_[A-Z]+)*", path.read_text("utf-8"))}
+    assert len(named) > 15
+    # Of these one word is a place-holder's.
+    assert [said for said in unheard(dict.fromkeys(named, "x")) if "_DIR " not in said] == []

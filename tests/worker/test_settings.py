@@ -21,6 +21,7 @@ from worker.settings import (
     RELOADED,
     SECRET,
     TABLES,
+    UNHEARD_SHOWN,
     WITHOUT_FLAG,
     BadSettings,
     Model,
@@ -28,6 +29,7 @@ from worker.settings import (
     environment,
     load,
     loaded,
+    unheard,
     variable_of,
     without_handed_on,
 )
@@ -424,3 +426,22 @@ def test_example_says_something_about_every_setting() -> None:
         own = [p for p in paragraphs if re.search(rf"^# ({name} = |\[{name}\])", p, re.MULTILINE)]
         assert len(own) == 1, name
         assert not re.match(r"# [a-z_]+ = ", own[0]), f"{name} stands there without a word"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("PERDURE_TOKN", "PERDURE_TOKN is not looked at: did you mean PERDURE_TOKEN?"),
+        ("PERDURE_STATEDIR", "did you mean PERDURE_STATE_DIR?"),
+        ("PERDURE_CONFIG_FILE", "did you mean PERDURE_CONFIG?"),
+        ("PERDURE_MODELS", "models is a table, and stands in the file"),
+        ("PERDURE_SOMETHING_ELSE_ENTIRELY", "no setting has that name"),
+    ],
+)
+def test_variable_that_nobody_looks_at_is_told_of_without_its_value(name: str, said: str) -> None:
+    (found,) = unheard({name: "secret", "HOME": "/root", "PERDURE_TOKEN": "secret", "PERDURE_LISTEN_FD": "0"})
+    assert said in found and "secret" not in found
+
+
+def test_many_variables_of_another_program_are_not_all_told_of() -> None:
+    assert len(unheard({f"PERDURE_X{number}": "" for number in range(100)})) == UNHEARD_SHOWN
