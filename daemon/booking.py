@@ -91,9 +91,13 @@ class Booking:
 
     def _settled_row(self, answer: Answer, status: Status, http_status: int) -> Row:
         row = self._row
-        cost = None
+        cost, ceiling = None, row.cap_ceiling
         if answer.usage is not None:
             cost = self._prices.price_nanousd(row.provider, row.model, answer.usage, row.started_at)
+            prompt_tokens = answer.usage.prompt_tokens
+            # Longer than was thought possible, or than is thrifty: which of them, the prices know.
+            if prompt_tokens > ceiling > 0:
+                ceiling = self._prices.cap_ceiling(row.provider, row.model, prompt_tokens=prompt_tokens)
         return replace(
             row,
             status=status,
@@ -104,6 +108,7 @@ class Booking:
             cost_nanousd=cost,
             price_version=self._prices.price_version(row.provider, row.model) if cost is not None else "",
             text_only=answer.text_only,
+            cap_ceiling=ceiling,
         )
 
 
@@ -117,6 +122,7 @@ def open_row(
     boot: str,
     started_at: int,
     prices: Prices,
+    is_longer_asked: bool,
 ) -> Row:
     return Row(
         event_id=event_id,
@@ -132,6 +138,6 @@ def open_row(
         boot=boot,
         why=place.naming.why,
         message_count=turn.message_count,
-        cap_ceiling=prices.cap_ceiling(provider, turn.model),
+        cap_ceiling=prices.cap_ceiling(provider, turn.model, is_longer_asked=is_longer_asked),
         user_turn=turn.user_turn,
     )

@@ -12,12 +12,16 @@ What the operator says of a model comes first, by the name that requests call it
 whole and for every length of a prompt; the list fills no gaps in it, since that would change with an upgrade.  A kind
 that has none costs what input costs, and a write for an hour what the other one does.  Such a price has a version of
 its own, a hash of what it says: what was priced by it can be found, and priced again.
+
+A context window of the list is only a limit from above, for advice that must not name a length which can not be sent.
+It is not believed where it may be another one: a header can ask for a longer one, and lists grow old.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
@@ -72,17 +76,21 @@ class Prices:
         own = self._own(provider, model)
         return f"own-{_hash_of(own)}" if own.is_priced else genai_prices.__version__
 
-    def cap_ceiling(self, provider: str, model: str) -> int:
+    def cap_ceiling(self, provider: str, model: str, *, is_longer_asked: bool = False, prompt_tokens: int = 0) -> int:
         """Tokens that can be written to the cache for `BUST_COST_USD`, at the latest price, and never more than the
-        window that the operator gives the model; 0 if nothing limits them.
+        model's window; 0 if nothing limits them.
 
-        The windows of the list are no limits here: some are another one with a request that asks for it in a header.
+        That window is the operator's, or the list's where it is sure: not of a request that asks for a longer one, and
+        not where a prompt of so many tokens was answered, which proves that it is longer.
         """
         own = self._own(provider, model)
         price = _own_write_price(own) if own.is_priced else self._listed_write_price(provider, model)
-        affordable = [int(BUST_COST_USD * TOKENS_PER_PRICE / price)] if price else []
-        windows = [own.context_window] if own.context_window is not None else []
-        return min([*affordable, *windows, COUNT_MAX]) if affordable or windows else 0
+        limits = [int(BUST_COST_USD * TOKENS_PER_PRICE / price)] if price else []
+        if own.context_window is not None:
+            limits.append(own.context_window)
+        elif not is_longer_asked and (window := self._listed_window(provider, model)) >= max(prompt_tokens, 1):
+            limits.append(window)
+        return min([*limits, COUNT_MAX]) if limits else 0
 
     def known_name(self, provider: str, model: str) -> str:
         """What the operator or the list calls a model; "" if neither knows it.  Clients may call one by any of a number
@@ -114,6 +122,11 @@ class Prices:
         price = prices.cache_write_mtok if prices.cache_write_mtok is not None else prices.input_mtok
         return price.base if isinstance(price, TieredPrices) else price
 
+    def _listed_window(self, provider: str, model: str) -> int:
+        """0: it is not known."""
+        listed = self._find(provider, model)
+        return (listed.model.context_window or 0) if listed is not None else 0
+
     def _search(self, provider: str, model: str) -> _Listed | None:
         """A provider that the list knows by its id sells at its own prices; any other one at those of the maker."""
         named = [entry for entry in self._providers if entry.id == provider]
@@ -121,6 +134,13 @@ class Prices:
             found = entry.find_model(model, all_providers=self._providers)
             return _Listed(entry, found) if found is not None else None
         return None
+
+
+def asks_for_longer_window(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request opts into a longer context window than its model has by itself, as by Anthropic's
+    `context-1m-2025-08-07`."""
+    asked = (value for name, value in headers if name.lower() == "anthropic-beta")
+    return any(_LONGER_WINDOW.match(beta.strip().lower()) for value in asked for beta in value.split(","))
 
 
 def _own_price(own: Model, usage: Usage) -> Decimal | None:
@@ -170,5 +190,7 @@ def _listed_usage(usage: Usage) -> genai_prices.Usage:
     )
 
 
+_LONGER_WINDOW: Final = re.compile(r"context-\d+[km]\b")
+"""Others of that beginning, like `context-management-…`, have nothing to do with its length."""
 _NOTHING: Final = Model()
 """What is said of a model that the operator says nothing of."""

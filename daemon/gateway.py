@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from daemon import providers
 from daemon.admission import Admission, without_token
 from daemon.booking import Booking, open_row
-from daemon.cost import Prices
+from daemon.cost import Prices, asks_for_longer_window
 from daemon.http_server import BodyBroken, BodyTooLarge, ClientGone, Incoming
 from daemon.identity import Headers, Known, Rules, as_child, known_from, naming_of
 from daemon.metrics import Metrics
@@ -166,6 +166,7 @@ class Gateway:
             boot=self._boot,
             started_at=started_at,
             prices=self.prices,
+            is_longer_asked=asks_for_longer_window(headers),
         )
         booking = Booking(
             held=place.held,

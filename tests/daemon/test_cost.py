@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cost import MODELS_REMEMBERED_MAX, Prices
+from daemon.cost import MODELS_REMEMBERED_MAX, Prices, asks_for_longer_window
 from worker.protocol import COUNT_MAX, NANOUSD_MAX, Usage
 from worker.settings import Model
 
@@ -148,7 +148,40 @@ def test_version_is_that_of_the_list() -> None:
     ],
 )
 def test_cap_ceiling_is_what_a_dollar_writes(provider: str, model: str, expected: int) -> None:
-    assert PRICES.cap_ceiling(provider, model) == expected
+    assert PRICES.cap_ceiling(provider, model, is_longer_asked=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "window"),
+    [
+        ("anthropic", "claude-sonnet-4-5", 200_000),
+        ("anthropic", "claude-haiku-4-5", 200_000),
+        ("openai", "gpt-5", 400_000),
+        ("my-proxy", "gpt-5", 400_000),
+    ],
+)
+def test_cap_ceiling_is_never_beyond_a_window_of_the_list_that_is_sure(provider: str, model: str, window: int) -> None:
+    affordable = PRICES.cap_ceiling(provider, model, is_longer_asked=True)
+    assert PRICES.cap_ceiling(provider, model) == window < affordable
+    # What fits in proves nothing; what does not fit, that the window is another one.
+    assert PRICES.cap_ceiling(provider, model, prompt_tokens=window) == window
+    assert PRICES.cap_ceiling(provider, model, prompt_tokens=window + 1) == affordable
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_longer"),
+    [
+        ([], False),
+        ([("anthropic-beta", "context-1m-2025-08-07")], True),
+        ([("Anthropic-Beta", "oauth-2025-04-20, CONTEXT-1M-2025-08-07,other")], True),
+        ([("anthropic-beta", "other"), ("anthropic-beta", "context-2m-2027-01-01")], True),
+        ([("anthropic-beta", "context-management-2025-06-27")], False),
+        ([("anthropic-beta", "no-context-1m-2025-08-07")], False),
+        ([("x-other", "context-1m-2025-08-07")], False),
+    ],
+)
+def test_request_asks_for_a_longer_window_by_its_header(headers: list[tuple[str, str]], is_longer: bool) -> None:
+    assert asks_for_longer_window(headers) is is_longer
 
 
 def test_names_from_strangers_are_not_remembered_without_bound() -> None:
@@ -241,7 +274,7 @@ def test_version_tells_the_operators_prices_apart_and_says_which_rows_were_price
         ("anthropic", "claude-haiku-4-5", 200_000),  # 800,000 by the list's price
         ("openai", "unpriced", 64_000),
         ("openai", "free", 0),
-        ("openai", "gpt-5", 800_000),
+        ("openai", "gpt-5", 400_000),  # the list's window
     ],
 )
 def test_cap_ceiling_goes_by_the_operators_price_and_never_beyond_the_window(

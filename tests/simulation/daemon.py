@@ -251,6 +251,7 @@ class Daemon:
             boot=self.boot,
             started_at=clock.now,
             prices=_PRICES,
+            is_longer_asked=False,
         )
         booking = Booking(
             held=place.held,
