@@ -363,7 +363,7 @@ class _FlatPrices:
     def known_name(self, _provider: str, model: str) -> str:
         return model
 
-    def cap_ceiling(self, _provider: str, _model: str) -> int:
+    def cap_ceiling(self, _provider: str, _model: str, **_known: object) -> int:
         return 266_666
 
 
