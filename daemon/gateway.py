@@ -195,7 +195,7 @@ class Gateway:
                 await incoming.start(reply.status, reply.reason, [*others, mark])
                 await self._stream(incoming, route, reply, booking)
         except UpstreamCut as error:
-            self._log.info("session %s: %s", booking.session_id, error)
+            self._warn_of(error, route, incoming, booking)
             incoming.cut()
         except UpstreamError as error:
             if incoming.started:
@@ -249,7 +249,7 @@ class Gateway:
     async def _unanswered(self, incoming: Incoming, route: Route, booking: Booking, error: UpstreamError) -> None:
         """The provider gave no answer: say so in its own shape, and book the turn as an error."""
         status = 504 if isinstance(error, UpstreamTimeout) else 502
-        self._log.warning("session %s: %s", booking.session_id, error)
+        self._warn_of(error, route, incoming, booking)
         sequence = booking.settle(Answer(), "error", status)
         await self._acknowledge(self._link.acknowledged(sequence))
         await _refuse(incoming, route, status, str(error), ((SESSION_HEADER, booking.session_id),))
@@ -265,13 +265,24 @@ class Gateway:
                 async for chunk in reply.chunks():
                     await incoming.write(chunk)
                 await incoming.end()
-        except UpstreamCut:
+        except UpstreamCut as error:
+            self._warn_of(error, route, incoming)
             incoming.cut()
         except UpstreamError as error:
             if incoming.started:
                 raise
-            self._log.warning("%s", error)
+            self._warn_of(error, route, incoming)
             await _refuse(incoming, route, 504 if isinstance(error, UpstreamTimeout) else 502, str(error))
+
+    def _warn_of(self, error: UpstreamError, route: Route, incoming: Incoming, booking: Booking | None = None) -> None:
+        """A provider that gave no answer, or not all of it: why, and to whom.  A request that is no turn has no id."""
+        said = fields(
+            request=booking.row.event_id if booking else None,
+            session=booking.session_id if booking else None,
+            provider=route.provider,
+            trace=trace_id_of(incoming.headers),
+        )
+        self._log.warning("provider failed: %s", error, extra=said)
 
 
 class _Course:

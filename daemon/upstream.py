@@ -19,7 +19,9 @@ repeated.  The window left is the time a packet travels.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -168,12 +170,12 @@ class Upstream:
             # ever.  An upload that is passed through takes as long as its client takes.
             async with asyncio.timeout(self._head_limit_seconds if in_memory else None):
                 return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise UpstreamTimeout(f"{host} could not be connected to in time") from error
         except TimeoutError as error:
             raise UpstreamTimeout(f"{host} did not answer in time") from error
         except aiohttp.ClientConnectorError as error:
-            # The system's own words: aiohttp's would repeat the address.
-            cause = error.os_error.strerror or type(error.os_error).__name__
-            raise UpstreamUnreachable(f"{host} can not be reached: {cause}") from error
+            raise UpstreamUnreachable(f"{host} can not be reached: {_cause(error.os_error)}") from error
         except aiohttp.ClientResponseError as error:
             raise UpstreamInvalid(f"{host} did not answer with HTTP") from error
         except (aiohttp.ClientError, ConnectionError) as error:
@@ -323,6 +325,15 @@ def _head_parts(response: aiohttp.ClientResponse) -> Iterable[bytes]:
 
 def _breaks_a_line(part: bytes) -> bool:
     return b"\r" in part or b"\n" in part or b"\0" in part
+
+
+def _cause(error: OSError) -> str:
+    """In the system's own words: those of libraries repeat the address, or tell of a line in their source."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.strerror or type(error).__name__).partition(' (_ssl')[0]}"
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or type(error).__name__
+    return os.strerror(error.errno)
 
 
 async def _slices(body: bytes) -> AsyncIterator[bytes]:

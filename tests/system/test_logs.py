@@ -5,19 +5,23 @@ One rule: what a line says is compared with the ledger and with what the provide
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.clients import API_KEY
 from tests.processes import DEADLINE_SECONDS, Gateway, eventually
 from tests.provider import ScriptedProvider
-from tests.system.turns import send_turn, take_turn
+from tests.system.turns import body_of, headers_of, send_turn, take_turn
 
 pytestmark = pytest.mark.system
 
@@ -156,3 +160,83 @@ def test_trace_s_headers_reach_the_provider_unchanged(gateway: Gateway, provider
                 assert [(n, v) for n, v in request.headers if n.lower().startswith("trace")] == given
     traced, untraced = settled(gateway, start, count=2)
     assert traced["trace"] == TRACE and "trace" not in untraced
+
+
+# -- providers that fail -------------------------------------------------------------------------------------------
+
+FAILED: Final = "provider failed: "
+REASONS: Final = {
+    "refused": "{host} can not be reached: Connection refused",
+    "nowhere": "no-such-host.invalid can not be reached: ",
+    "plain": "{host} can not be reached: TLS: ",
+    "deaf": "{host} hung up before it answered",
+    "babble": "{host} did not answer with HTTP",
+    "cut": "{host} broke off its answer",
+}
+"""By the name of a provider that fails so: what is said of it."""
+SAYS: Final = {
+    "plain": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "deaf": b"",
+    "babble": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{",
+}
+"""What those say that listen, before they hang up."""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[dict[str, str]]:
+    """The addresses of providers that fail."""
+    with contextlib.ExitStack() as stack:
+        unused = stack.enter_context(socket.socket())
+        unused.bind(("127.0.0.1", 0))
+        found = {"refused": f"127.0.0.1:{unused.getsockname()[1]}", "nowhere": "no-such-host.invalid"}
+        for name, words in SAYS.items():
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            threading.Thread(target=_say_and_hang_up, args=(listener, words), daemon=True).start()
+            found[name] = f"127.0.0.1:{listener.getsockname()[1]}"
+        yield found
+
+
+def _say_and_hang_up(listener: socket.socket, words: bytes) -> None:
+    with contextlib.suppress(OSError):  # The test is over.
+        while True:
+            with listener.accept()[0] as connection:
+                connection.recv(65_536)
+                connection.sendall(words)
+
+
+@pytest.fixture(scope="module")
+def failing(
+    provider: ScriptedProvider, hosts: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    config = tmp_path_factory.mktemp("failing") / "perdure.toml"
+    urls = {name: f"{'https' if name == 'plain' else 'http'}://{host}" for name, host in hosts.items()}
+    config.write_text("[providers]\n" + "".join(f'{name} = "{url}"\n' for name, url in urls.items()))
+    with Gateway(provider, config=config) as running:
+        running.start()
+        yield running
+
+
+@pytest.mark.parametrize("name", REASONS)
+@pytest.mark.parametrize("is_turn", [True, False])
+def test_provider_that_fails_is_one_warning_with_the_reason_and_whom_it_met(
+    name: str, is_turn: bool, failing: Gateway, hosts: dict[str, str]
+) -> None:
+    start, before = failing.log_size("daemon"), len(failing.rows())
+    path = "/v1/chat/completions" if is_turn else "/v1/models?key=sk-secret"
+    headers = [*headers_of("chat", "meets"), *TRACED]
+    with failing.client() as client:
+        body = body_of("chat", "hello") if is_turn else b""
+        client.send("POST" if is_turn else "GET", f"/{name}{path}", headers, body)
+        answer = client.read()
+    assert (answer.status, answer.complete) == ((200, False) if name == "cut" else (502, True))
+    lines = eventually(lambda: [line for line in failing.log("daemon", start).splitlines() if FAILED in line])
+    (said,) = lines
+    assert " WARNING daemon[" in said and REASONS[name].format(host=hosts[name]) in said
+    told = dict(pair.split("=", 1) for pair in shlex.split(said.rpartition(FAILED)[2]) if "=" in pair)
+    expected = {"provider": name, "trace": TRACE}
+    if is_turn:
+        (row,) = failing.rows(before)
+        expected |= {"request": row.event_id, "session": row.session_id}
+    assert told == expected
+    assert API_KEY not in said and "secret" not in said and "hello" not in said
