@@ -43,7 +43,7 @@ class Presence:
             listener = self._listener(self._room)
         except OSError as error:
             told = "%s: %s; `perdure status` may not see this daemon, and no supervisor that it hangs"
-            self._log.warning(told, self._room / self._name, error.strerror)
+            self._log.warning(told, self._room / self._name, error.strerror or error)
             return
         self._server = await asyncio.start_unix_server(self._answer, sock=listener)
 

@@ -190,15 +190,23 @@ def _daemons(found: Facts) -> list[dict[str, Any]]:
     """All that the worker knows, and all that were called on this machine, whoever knows of them; each once."""
     told = {each.instance: daemon_object(each, found.now) for each in found.standing.daemons} if found.standing else {}
     for called in found.called:
-        known = told.get(called.instance)
-        if known is None or known["pid"] != called.pid:
-            told[called.instance] = _called_object(called, found.now)
+        name = _whole_name(called, told)
+        if name not in told or told[name]["pid"] != called.pid:
+            told[name] = _called_object(called, found.now)
         if not called.is_heard:
-            told[called.instance]["state"] = HANGS
+            told[name]["state"] = HANGS
     # One of another version may not be callable.
     if found.standing is None and found.daemon and found.daemon["instance"] not in told:
         told[found.daemon["instance"]] = dict(found.daemon)
     return [told[instance] for instance in sorted(told)]
+
+
+def _whole_name(called: Called, told: Mapping[str, Mapping[str, Any]]) -> str:
+    """A long name is cut where it is a socket's; the process tells it from others of that beginning."""
+    if called.standing is not None:
+        return called.standing.instance
+    same = (name for name, each in told.items() if name.startswith(called.instance) and each["pid"] == called.pid)
+    return next(same, called.instance)
 
 
 def _called_object(called: Called, now: int) -> dict[str, Any]:

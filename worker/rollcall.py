@@ -31,8 +31,8 @@ CALL_SECONDS: Final = 2.0
 """How long a daemon may take to answer: a loop that goes round does in milliseconds, on a busy machine in a second."""
 WORD_BYTES_MAX: Final = 65_536
 """More than any daemon says of itself."""
-NAME_CHARACTERS_MAX: Final = 80
-"""Of a daemon's name, as a file's."""
+NAME_CHARACTERS_MAX: Final = 64
+"""Of a daemon's name, as a file's: a socket's path has 107 bytes, and what surrounds it takes up to 40."""
 
 
 def socket_name(instance: str) -> str:

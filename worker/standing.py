@@ -36,7 +36,7 @@ class Called(Struct, frozen=True, kw_only=True):
     """One daemon that was called."""
 
     instance: str
-    """As its socket is named."""
+    """As its socket is named: the whole name, or its beginning."""
     pid: int
     """By the kernel's word; 0: not even the kernel could be asked."""
     is_heard: bool = False

@@ -9,7 +9,7 @@ import pytest
 
 from daemon.columns import Paint, Screen, cells
 from daemon.standing import DAEMON_FIELDS, Facts, daemon_object, own_report, report_of, status_page
-from worker.standing import Commits, DaemonStanding, Standing
+from worker.standing import Called, Commits, DaemonStanding, Standing
 
 NOW = 1_800_000_000_000
 HOUR = 3_600_000
@@ -164,3 +164,49 @@ def test_own_report_is_json_with_and_without_a_worker() -> None:
         shown = own_report("ready", {"worker": "ok"}, DAEMON, standing, NOW)
         assert json.loads(json.dumps(shown)) == shown
         assert shown["daemon"]["instance"] == "daemon_00" and (shown["worker"] is None) is (standing is None)
+
+
+# -- daemons that were called --------------------------------------------------------------------------------------
+
+
+def states(*called: Called, **changes: Any) -> list[tuple[str, int, str]]:
+    report = report_of(facts(called=called, **changes))
+    assert status_page(report, Screen(80, Paint()))
+    return [(each["instance"], each["pid"], each["state"]) for each in report["daemons"]]
+
+
+def test_daemon_that_answers_and_is_known_is_told_of_once() -> None:
+    assert states(Called(instance="daemon_00", pid=11, is_heard=True, standing=DAEMON)) == [
+        ("daemon_00", 11, "running")
+    ]
+
+
+def test_daemon_that_hangs_keeps_what_is_known_of_it() -> None:
+    report = report_of(facts(called=[Called(instance="daemon_00", pid=11)]))
+    (told,) = report["daemons"]
+    assert (told["state"], told["version"], told["uptime_seconds"]) == ("does not answer", "0.1.0", 3_600)
+    assert report["reasons"] == [
+        "daemon_00 (pid 11) does not answer: it hangs; a supervisor kills it after half a minute, else `kill -9 11`"
+    ]
+
+
+def test_daemon_whose_long_name_was_cut_is_not_told_of_twice() -> None:
+    assert states(Called(instance="daemon", pid=11)) == [("daemon_00", 11, "does not answer")]
+    assert states(Called(instance="daemon", pid=12)) == [
+        ("daemon", 12, "does not answer"),
+        ("daemon_00", 11, "running"),
+    ]
+
+
+def test_successor_that_the_worker_has_not_greeted_is_told_of_in_its_predecessors_place() -> None:
+    successor = DaemonStanding(instance="daemon_00", pid=12, version="0.1.0", started_at=NOW, state="starting")
+    assert states(Called(instance="daemon_00", pid=12, is_heard=True, standing=successor)) == [
+        ("daemon_00", 12, "starting")
+    ]
+
+
+def test_daemons_of_which_nothing_is_known_but_that_they_are_there() -> None:
+    called = (Called(instance="daemon_00", pid=11), Called(instance="daemon_01", pid=12, is_heard=True))
+    assert states(*called, standing=None) == [("daemon_00", 11, "does not answer"), ("daemon_01", 12, "unknown")]
+    report = report_of(facts(called=called, standing=None))
+    assert report["daemons"][0]["outbox_writes"] is None and report["queue"]["writes"] == 0
