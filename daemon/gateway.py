@@ -127,8 +127,9 @@ class Gateway:
         body = await incoming.read(self.body_bytes_max)
         plain = await _plain(incoming.headers, body, self.body_bytes_max)
         turn = await _aside(plain, providers.parse_turn, route.speaks, plain, self.rules.fields) if plain else None
-        if plain is None or turn is None:
-            # Not JSON, or not an object: no turn of any conversation.  The provider says so in its own words.
+        if plain is None or turn is None or not turn.is_answerable:
+            # Not JSON, not an object, or nothing to answer in it: no turn of any conversation.  The provider says so in
+            # its own words, and no session is opened for it.
             await self._pass(incoming, route, body)
             return
         await self._own.identifiable()

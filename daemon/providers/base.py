@@ -57,11 +57,20 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     state_id: str = ""
     """The response that such a request goes on from; empty where it goes on from a conversation, which has an id of
     its own among the configured places."""
+    has_prompt: bool = False
+    """The provider keeps a prompt that this request names."""
     system: msgspec.Raw = ABSENT
     """What the client says as system beside the conversation, not decoded."""
     tools: msgspec.Raw = ABSENT
     entries: tuple[msgspec.Raw, ...] = ()
     """The conversation's messages or items, not decoded: most requests are recognised without their texts."""
+
+    @property
+    def is_answerable(self) -> bool:
+        """There is something that a model could answer.  A request without a conversation, here or at the provider, is
+        refused by every provider, and is no turn of any session: no row is owed for it.  One without a model is not
+        among these: servers that have a single one answer it, and so does a kept prompt that names its own."""
+        return bool(self.entries) or self.has_state or self.has_prompt
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

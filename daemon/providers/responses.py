@@ -69,6 +69,7 @@ class Body(CommonBody):
     instructions: msgspec.Raw = ABSENT
     previous_response_id: msgspec.Raw = ABSENT
     conversation: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
     max_output_tokens: msgspec.Raw = ABSENT
 
 
@@ -87,6 +88,7 @@ def turn_of(body: Body, minted: Named) -> Turn:
         output_limit=limit_in(body.max_output_tokens),
         has_state=bool(response_id or conversation_id),
         state_id=response_id if is_id(response_id) else "",
+        has_prompt=bool(string_under(body.prompt, ("id",))),
         system=body.instructions,
         tools=body.tools,
         entries=entries,

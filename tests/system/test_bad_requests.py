@@ -16,7 +16,7 @@ import re
 import select
 import socket
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -515,18 +515,71 @@ ODD_VALUES: Final[Sequence[Any]] = (
 def test_field_of_any_type_is_the_providers_to_judge_and_the_turn_is_booked(
     gateway: Gateway, provider: ScriptedProvider, wire: Protocol, session: str
 ) -> None:
-    bodies = [
-        json.dumps(json.loads(body_of(wire, "hello")) | {field: value}).encode()
-        for field in FIELDS[wire]
-        for value in ODD_VALUES
-    ]
+    bodies = [json.loads(body_of(wire, "hello")) | {field: value} for field in FIELDS[wire] for value in ODD_VALUES]
+    sent = [json.dumps(body).encode() for body in bodies]
     arrived = len(provider.requests)
     with accepting(provider), gateway.client() as client:
-        for body in bodies:
+        for body in sent:
             answer = client.ask("POST", PATHS[wire], headers_of(wire, session), body)
             assert (answer.status, answer.body) == (200, b"{}"), body
-    assert [request.body for request in newest(provider, arrived)] == bodies
-    assert [row.status for row in rows_of(gateway, wire, session)] == ["complete"] * len(bodies)
+    assert [request.body for request in newest(provider, arrived)] == sent
+    turns = [body for body in bodies if has_conversation(wire, body)]
+    assert 0 < len(turns) < len(bodies)
+    assert [row.status for row in rows_of(gateway, wire, session)] == ["complete"] * len(turns)
+
+
+def has_conversation(wire: Protocol, body: Mapping[str, Any]) -> bool:
+    said = body["input" if wire == "responses" else "messages"]
+    return (isinstance(said, list) and bool(said)) or (wire == "responses" and isinstance(said, str))
+
+
+NOTHING_SAID: Final[Sequence[tuple[Protocol, dict[str, Any]]]] = (
+    ("messages", {}),
+    ("messages", {"model": "claude-sonnet-4-6", "max_tokens": 9}),
+    ("messages", {"model": "claude-sonnet-4-6", "max_tokens": 9, "messages": []}),
+    ("messages", {"model": "claude-sonnet-4-6", "max_tokens": 9, "messages": "hello"}),
+    ("chat", {"model": "gpt-5", "messages": {}}),
+    ("chat", {"model": "gpt-5", "input": "hello"}),
+    ("responses", {"model": "gpt-5"}),
+    ("responses", {"model": "gpt-5", "instructions": "Be short.", "input": None}),
+    ("responses", {"model": "gpt-5", "input": [], "previous_response_id": ""}),
+)
+
+
+@pytest.mark.parametrize(("wire", "body"), NOTHING_SAID)
+def test_body_without_a_conversation_is_the_providers_to_refuse_and_opens_no_session(
+    gateway: Gateway, provider: ScriptedProvider, wire: Protocol, body: dict[str, Any], session: str
+) -> None:
+    before = len(gateway.sessions())
+    with gateway.client() as client:
+        for named in (session, ""):
+            answer = client.ask("POST", PATHS[wire], headers_of(wire, named), json.dumps(body).encode())
+            assert answer.status == 400 and error_kind(wire, answer)
+            assert not answer.header("x-perdure-session")
+        assert take_turn(client, wire, "hello", session=f"{session}-next").status == 200
+    assert provider.requests[-2].body == json.dumps(body).encode()
+    assert rows_of(gateway, wire, session) == [] and len(gateway.sessions()) == before + 1
+
+
+KEPT_ELSEWHERE: Final[Sequence[tuple[Protocol, dict[str, Any]]]] = (
+    ("messages", {"messages": [{"role": "user", "content": "hello"}]}),
+    ("responses", {"model": "gpt-5", "input": "hello"}),
+    ("responses", {"model": "gpt-5", "previous_response_id": "resp_1"}),
+    ("responses", {"model": "gpt-5", "conversation": {"id": "conv_1"}}),
+    ("responses", {"prompt": {"id": "pmpt_1", "version": "2"}}),
+)
+
+
+@pytest.mark.parametrize(("wire", "body"), KEPT_ELSEWHERE)
+def test_body_whose_conversation_or_model_is_known_elsewhere_is_a_turn(
+    gateway: Gateway, provider: ScriptedProvider, wire: Protocol, body: dict[str, Any], session: str
+) -> None:
+    # Where the body names a session as well, that one has it.
+    before = len(gateway.rows())
+    with accepting(provider), gateway.client() as client:
+        answer = client.ask("POST", PATHS[wire], headers_of(wire, session), json.dumps(body).encode())
+    assert answer.header("x-perdure-session")
+    assert [row.status for row in gateway.rows(before)] == ["complete"]
 
 
 def with_text(wire: Protocol, inside: bytes) -> bytes:
