@@ -59,6 +59,14 @@ def row_tones(row: Mapping[str, Any], *, with_session: bool) -> dict[int, Tone]:
     return status_tones(row, titles.index("STATUS"))
 
 
+def rolled_line(rolled: Mapping[str, Any]) -> str:
+    """What a list of rows leaves out, to the token and to the nano-dollar: rows and this are what `costs` shows."""
+    what = many(rolled["turns"], "request is", "requests are")
+    figures = [name for name in rolled if name.endswith("_tokens") or name == "cost_nanousd"]
+    told = " ".join(f"{name}={rolled[name]}" for name in figures if rolled[name] is not None)
+    return f"{what} in the sums and no row here (removed by age, or imported): {told}"
+
+
 def _list(
     title: str, entries: Sequence[tuple[str, Mapping[str, Any]]], screen: Screen, most: int = 0, remedy: str = ""
 ) -> str:

@@ -234,6 +234,17 @@ def rows_of(execute: Execute, *, since: int = 0, session_id: str = "") -> Iterat
         yield from [row_of(values) for values in execute(_ROWS_NUMBERED, (start, start + ROWS_PER_LOOK, since))]
 
 
+def rolled_of(execute: Execute, *, since: str = "", session_id: str = "") -> Sums:
+    """What is in the sums and in no row: of rows that were removed by age, and of imported pasts.  Of the days from
+    `since` on (YYYY-MM-DD); of one session at any time, as its own sums count (`ledger.sums_of_session`)."""
+    table = "session_rolled" if session_id else "day_rolled"
+    if not list(execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,))):
+        return Sums()  # A former schema, which removes nothing.
+    columns = ", ".join(f"coalesce(sum({name}), 0)" for name in Sums._fields)
+    which = "session_id = ?" if session_id else "day >= ?"
+    return Sums(*next(iter(execute(f"SELECT {columns} FROM {table} WHERE {which}", (session_id or since,)))))
+
+
 def newest_at(execute: Execute) -> int:
     """When the latest of the rows that were entered last began, in Unix milliseconds; 0 if there is none."""
     return int(next(iter(execute(_NEWEST_AT)))[0])

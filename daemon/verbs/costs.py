@@ -9,13 +9,13 @@ import argparse
 import json
 from datetime import UTC, date, datetime, timedelta
 
-from daemon.bills import costs_page, row_cells, row_tones, rows_table
+from daemon.bills import costs_page, rolled_line, row_cells, row_tones, rows_table
 from daemon.verbs.parsing import Verbs, add_verb, positive
 from daemon.verbs.reading import named_session, reading
-from daemon.verbs.screen import screen
+from daemon.verbs.screen import say, screen
 from daemon.views import COSTS_BY, costs_object, is_day, ledger_object
 from worker import runtime
-from worker.records import costs_of, rows_of
+from worker.records import Group, costs_of, rolled_of, rows_of
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader
@@ -58,8 +58,12 @@ def show_costs(settings: Settings, options: argparse.Namespace) -> int:
 def _rows(reader: Reader, since: date | None, settings: Settings, options: argparse.Namespace) -> None:
     """The ledger, printed while it is read: it may be longer than memory."""
     session_id = named_session(reader, options.session) if options.session else ""
+    # Before the rows: one that is removed while they are read is then told of once.
+    rolled = rolled_of(reader.execute, since=since.isoformat() if since else "", session_id=session_id)
     found = rows_of(reader.execute, since=_milliseconds(since) if since else 0, session_id=session_id)
     rows = (ledger_object(row, settings.account_aliases) for row in found)
+    if any(rolled):
+        say(rolled_line(costs_object([Group("total", "", rolled)], {})["total"]))
     if options.json:
         for row in rows:
             print(json.dumps(row))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import tempfile
@@ -108,6 +109,33 @@ def test_imported_session_goes_on_with_its_clients_next_turn_and_survives_everyt
     again = import_lore(file, "--apply", **known)
     assert {each["outcome"] for each in again["sessions"]} == {"unchanged"} and again["before"] == again["after"]
     verify(gateway.database, lambda _: (), lambda *_: None)
+
+
+def test_rows_of_the_ledger_and_what_is_said_beside_them_are_what_it_all_cost(
+    gateway: Gateway, directory: Path
+) -> None:
+    known = environ(gateway)
+    import_lore(lore_database(directory / "lore.db", [recent(), recent("ses_2")]), "--apply", **known)
+    with AnthropicTalk(gateway.url, "minted-ses_1") as talk:
+        talk.say("on we go")
+
+    def adds_up(total: dict[str, Any], *options: str) -> None:
+        run = perdure("costs", "--rows", "--json", *options, **known)
+        rows = [json.loads(line) for line in run.stdout.splitlines()]
+        assert run.returncode == 0 and len(rows) == 1
+        said = dict(re.findall(r"(\w+)=(\d+)", run.stderr))
+        kinds = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+        counted = {name: rows[0][name] for name in (*kinds, "cost_nanousd")}
+        assert {name: count + int(said[name]) for name, count in counted.items()} == {
+            name: total[name] for name in counted
+        }
+        assert int(run.stderr.split()[1]) + 1 == total["turns"]
+        # The table has the same note, and neither is among the rows.
+        assert perdure("costs", "--rows", *options, **known).stderr == run.stderr
+
+    adds_up(json.loads(perdure("costs", "--json", **known).stdout)["total"])
+    adds_up(gateway.session(NAMED), "--session", NAMED)
+    assert perdure("costs", "--rows", "--since", "9999-12-31", **known).stderr == "", "of later days there is nothing"
 
 
 def goes_on(gateway: Gateway, *, turns: int, output: int) -> None:
