@@ -100,7 +100,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="perdure", description="An LLM gateway for coding agents whose sessions outlive its processes."
     )
-    parser.example = "Example:  perdure up      then, elsewhere:  ANTHROPIC_BASE_URL=http://127.0.0.1:7373 claude"
+    parser.example = "Example:  perdure up      then, elsewhere:  perdure run -- claude"
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for purpose in (running, run, control, looking, costs, doctor, keys, keeping, importing, correcting, units):

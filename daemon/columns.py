@@ -121,6 +121,17 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+def fitted(text: str, width: int) -> str:
+    """Sentences and lists as wide as that: what is longer goes on below itself, indented."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        inner = line.lstrip(" ")
+        indent = " " * (len(line) - len(inner))
+        first, *more = wrapped(inner, max(_TEXT_MIN, width - len(indent) - len(_HANGING)))
+        lines += [line] if cells(line) <= width else [indent + first, *(indent + _HANGING + part for part in more)]
+    return "\n".join(lines)
+
+
 # -- texts ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +221,7 @@ def _cells(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
+_HANGING: Final = "  "
 _TEXT_MIN: Final = 20
 """Cells for a text beside its name, however narrow the terminal."""
 _CODES: Final[dict[Tone, str]] = {"good": "32", "poor": "33", "bad": "31", "dim": "2", "head": "1"}

@@ -5,6 +5,7 @@ One rule: a secret is never shown, only whether there is one.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -117,14 +118,21 @@ def listed(read: Loaded) -> list[dict[str, Any]]:
     ]
 
 
-def table(read: Loaded) -> str:
-    """The same for people."""
+def table(read: Loaded, width: int) -> str:
+    """The same for people: long values go on below themselves."""
     lines = [_LINE.format("SETTING", "FROM", "VALUE")]
     for name in Settings.__struct_fields__:
         kind, *where = _origin(read, name)
         value = shown(name, getattr(read.settings, name))
-        lines.append(_LINE.format(name, kind if kind == FILE else (where or [kind])[0], _text(value)).rstrip())
+        first, *more = _wrapped(_text(value), width - len(_LINE.format("", "", "")))
+        lines.append(_LINE.format(name, kind if kind == FILE else (where or [kind])[0], first).rstrip())
+        lines += [_LINE.format("", "", part) for part in more]
     return "\n".join([*([f"file: {read.path}", ""] if read.path else []), *lines])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Cut at spaces alone: whoever copies a path or a name wants all of it."""
+    return textwrap.wrap(text, max(width, _VALUE_MIN), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _origin(read: Loaded, name: str) -> list[str]:
@@ -164,4 +172,6 @@ def _entry(value: Any) -> str:
     return " ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else str(value)
 
 
+_VALUE_MIN: Final = 20
+"""Characters for a value, however narrow the terminal."""
 _LINE: Final = "{:<16} {:<24} {}"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from daemon.verbs.parsing import Parser, flags_of
-from daemon.verbs.screen import say
+from daemon.verbs.screen import say, screen
 from worker import runtime
 from worker.configured import listed, table
 from worker.curve import daemon_keys, worker_keys
@@ -43,7 +43,7 @@ def answer(
     Fatal for what it can not take beyond that."""
     read = loaded(flags_of(options), os.environ)
     if options.print_config:
-        print(json.dumps(listed(read), indent=2) if options.json else table(read))
+        print(json.dumps(listed(read), indent=2) if options.json else table(read, screen().width))
         return runtime.EXIT_OK
     try:
         check(read.settings)

@@ -15,7 +15,7 @@ from daemon.amend import amend, draw_id
 from daemon.pages import change_cells, changed_page, changes_table, forgotten_page
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
 from daemon.verbs.reading import CANDIDATES_SHOWN, named_session, reading, unknown, unknown_session
-from daemon.verbs.screen import screen
+from daemon.verbs.screen import screen, tell
 from daemon.views import change_object
 from worker import runtime
 from worker.curve import daemon_keys
@@ -120,7 +120,10 @@ def forget(settings: Settings, options: argparse.Namespace) -> int:
         "rows_kept": sum(change.moved for change in changes if change.number in own),
         "no_longer_undoable": sorted(standing - _standing(changes)),
     }
-    print(json.dumps(shown, indent=2) if options.json else forgotten_page(shown))
+    if options.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        tell(forgotten_page(shown))
     return runtime.EXIT_OK
 
 
@@ -141,7 +144,10 @@ def _change(act: Merge | Split | Undo, settings: Settings, options: argparse.Nam
     amended = amend(act, settings.worker_url, daemon_keys(settings.worker_url, settings.curve_dir))
     shown = {name: getattr(amended, name) for name in ("change", "verb", "session_id", "other_id", "moved", "stayed")}
     shown["undoes"] = act.change if isinstance(act, Undo) else None
-    print(json.dumps(shown, indent=2) if options.json else changed_page(shown))
+    if options.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        tell(changed_page(shown))
     return runtime.EXIT_OK
 
 

@@ -28,7 +28,7 @@ from daemon.lore import SCHEMA_KNOWN, Reading, Refusal, read_row
 from daemon.verbs.parsing import Verbs, add_verb
 from daemon.verbs.progress import Progress, progress_bar
 from daemon.verbs.reading import reading
-from daemon.verbs.screen import screen
+from daemon.verbs.screen import screen, tell
 from worker import runtime
 from worker.adopt import judge
 from worker.curve import daemon_keys
@@ -207,7 +207,7 @@ class _PageReport(_Report):
         if told.done is None:
             assert isinstance(told.read, Refusal)
             # Whole, whatever the width: it is what somebody has to act upon.
-            print(f"{cut(plain(told.read.lore_id), LORE_ID_CHARACTERS)} refused: {plain(told.read.reason)}")
+            tell(f"{cut(plain(told.read.lore_id), LORE_ID_CHARACTERS)} refused: {plain(told.read.reason)}")
             return
         assert isinstance(told.read, Reading)
         notes = _notes_of(told)
@@ -225,13 +225,13 @@ class _PageReport(_Report):
     def end(self, before: dict[str, int], after: dict[str, int] | None) -> None:
         shown = self.summary(before, after)
         counted = ", ".join(f"{count} {outcome}" for outcome, count in self._outcomes.most_common()) or "no sessions"
-        print(f"\n{plain(shown['file'])}, schema {shown['schema']}: {counted}")
+        tell(f"\n{plain(shown['file'])}, schema {shown['schema']}: {counted}")
         if self._file.version > SCHEMA_KNOWN:
-            print(
+            tell(
                 f"schema {self._file.version} is newer than this perdure knows ({SCHEMA_KNOWN}): known columns are read"
             )
         for note, count in self._notes.most_common(NOTES_SHOWN):
-            print(f"  {count:>6}  {plain(note)}")
+            tell(f"  {count:>6}  {plain(note)}")
         for name in ("before", "after"):
             sums = shown[name]
             said = f"{sums['sessions']} sessions, {sums['turns']} turns, {money(sums['cost_nanousd'])}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from daemon.state import decode
 from daemon.verbs.parsing import Verbs, add_verb, positive
 from daemon.verbs.progress import Progress, progress_bar
 from daemon.verbs.reading import moment
+from daemon.verbs.screen import say, tell
 from worker import backup as backups
 from worker import copies, runtime
 from worker.protocol import Snapshot
@@ -65,10 +65,13 @@ def backup(settings: Settings, options: argparse.Namespace) -> int:
     if options.into is not None:
         shown |= {"kept": done.kept, "removed": [str(path) for path in done.removed]}
         line += f"; {done.kept} kept there, {len(done.removed)} removed"
-    print(json.dumps({**shown, "warnings": warnings}, indent=2) if options.json else line)
+    if options.json:
+        print(json.dumps({**shown, "warnings": warnings}, indent=2))
+    else:
+        tell(line)
     if warnings:
         # It is no failure: the backup is there and good.
-        print(f"perdure: warning: {'; '.join(warnings)}", file=sys.stderr)
+        say(f"warning: {'; '.join(warnings)}")
     return runtime.EXIT_OK
 
 
@@ -120,7 +123,10 @@ def restore(settings: Settings, options: argparse.Namespace) -> int:
         "kept": str(done.kept) if done.kept else None,
         "replaced": {"newest_row_at": moment(done.newest_at), "turns": done.turns} if done.was_readable else None,
     }
-    print(json.dumps(shown, indent=2) if options.json else _restored_page(options.file, done))
+    if options.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        tell(_restored_page(options.file, done))
     return runtime.EXIT_OK
 
 
@@ -135,8 +141,8 @@ def _restored_page(file: Path, done: backups.Restored) -> str:
     if done.kept:
         lines.append(f"Kept      {done.kept}: delete it once nothing in it is missed")
         lines.append(f"Gap       {_gap(done)}")
-    lines.append("Next      start the worker (`perdure up`, `perdure ctl start worker`); daemons that ran on tell it")
-    lines.append("          what they had not seen stored")
+    lines.append("Next      start the worker (`perdure up`, `perdure ctl start worker`);")
+    lines.append("          daemons that ran on tell it what they had not seen stored")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from daemon.verbs.parsing import Verbs, add_verb
+from daemon.verbs.screen import tell
 from worker import runtime
 from worker.curve import make_keys
 from worker.settings import Settings
@@ -24,9 +25,9 @@ def new_keys(_settings: Settings, options: argparse.Namespace) -> int:
     made = make_keys(options.directory, options.machine)
     print("\n".join(f"made {path}" for path in made))
     if options.machine:
-        print(f"On that machine: {made[0].name} as daemon.secret, and worker.public.  Here {made[1].name} lets it in.")
+        tell(f"On that machine: {made[0].name} as daemon.secret, and worker.public.  Here {made[1].name} lets it in.")
     else:
-        print(
+        tell(
             f"Start worker and daemons with PERDURE_CURVE_DIR={options.directory.absolute()} PERDURE_WORKER_URL=tcp://…"
         )
     return runtime.EXIT_OK

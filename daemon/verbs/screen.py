@@ -11,13 +11,18 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
-from daemon.columns import WIDTH, WIDTH_MAX, Paint, Screen
+from daemon.columns import WIDTH, WIDTH_MAX, Paint, Screen, fitted
 
 
 def screen() -> Screen:
     """Of standard output."""
     width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
     return Screen(width=min(width, WIDTH_MAX), paint=paint_for(sys.stdout, os.environ))
+
+
+def tell(text: str) -> None:
+    """Sentences, as wide as standard output."""
+    print(fitted(text, screen().width))
 
 
 def say(text: str) -> None:

@@ -49,7 +49,7 @@ def check(data: bytes, path: Path) -> None:
         assert not is_told or SECRET not in message, "the token is quoted"
         return
     settings = read.settings
-    assert json.dumps(listed(read)) and table(read)
+    assert json.dumps(listed(read)) and table(read, 80)
     lists = {name: ",".join(value) for name, value in asdict(settings).items() if isinstance(value, tuple)}
     handed_on = {**environment(read), **{f"PERDURE_{name.upper()}": value for name, value in lists.items()}}
     again = load(
