@@ -92,9 +92,9 @@ def merge(tables: Tables, act: Merge, entry: Amendment) -> Told:
 
     own, others = tables.rows_of(into.session_id), tables.rows_of(source.session_id)
     rows = [*own, *(replace(row, why=_why_moved(entry, row.why)) for row in others)]
-    last_position = _place(tables, into.session_id, sorted(rows, key=by_start))
-    _pour(tables, source, into)
-    lost = _nobodys(tables, [(_joined(tables, source, into), last_position)], [source, into])
+    last_position = place(tables, into.session_id, sorted(rows, key=by_start))
+    pour(tables, source, into)
+    lost = _nobodys(tables, [(known_of_both(tables, source, into), last_position)], [source, into])
     tables.drop_session(source.session_id)
     tables.put_alias(source.session_id, into.session_id)
 
@@ -103,7 +103,7 @@ def merge(tables: Tables, act: Merge, entry: Amendment) -> Told:
     return entry, lost
 
 
-def _joined(tables: Tables, source: Session, into: Session) -> Session:
+def known_of_both(tables: Tables, source: Session, into: Session) -> Session:
     """What is known of both: what changes with every turn, of the one with the later turn."""
     later, earlier = _later_first(source, into)
     ours = {source.session_id, into.session_id}
@@ -128,7 +128,7 @@ def _joined(tables: Tables, source: Session, into: Session) -> Session:
     )
 
 
-def _pour(tables: Tables, source: Session, into: Session) -> None:
+def pour(tables: Tables, source: Session, into: Session) -> None:
     """All that belongs to a session but its rows goes to another, which keeps its own where both have one."""
     _move_rolled(tables, tables.rolled(source.session_id), source.session_id, into.session_id)
     held = {_place_of(key) for key in tables.keys_of(into.session_id)}
@@ -204,7 +204,7 @@ def split(tables: Tables, act: Split, entry: Amendment, *, live: frozenset[str])
     for each in (session, part):
         own = [row for row in rows if (row.event_id in going) is (each is part)]
         moved = [replace(row, why=_why_moved(entry, row.why)) for row in own] if each is part else own
-        last_position = _place(tables, each.session_id, sorted(moved, key=lambda row: row.position))
+        last_position = place(tables, each.session_id, sorted(moved, key=lambda row: row.position))
         places.append((_chained(tables, session, _described(each, own), before[0]), last_position))
     lost = _nobodys(tables, places, [session])
 
@@ -295,7 +295,7 @@ def undo(tables: Tables, act: Undo, entry: Amendment, *, live: frozenset[str]) -
     for session_id in both:
         own = [row for row in rows if homes.get(row.event_id, row.session_id) == session_id]
         returned = [_as_before(change, row, images) for row in sorted(own, key=lambda row: _was_at(row, images))]
-        last_position = _place(tables, session_id, returned)
+        last_position = place(tables, session_id, returned)
         newer = [row for row in own if row.event_id not in homes]
         places.append((_session_before(tables, session_id, images.get(session_id), newer), last_position))
     lost = _nobodys(tables, places, former)
@@ -303,7 +303,7 @@ def undo(tables: Tables, act: Undo, entry: Amendment, *, live: frozenset[str]) -
     if change.verb == "split" and not tables.rows_of(change.other_id):
         # The id was told to clients and to daemons: it goes on as an alias.
         source, into = session_at(tables, change.other_id), session_at(tables, change.session_id)
-        _pour(tables, source, into)
+        pour(tables, source, into)
         tables.drop_session(source.session_id)
         tables.put_alias(source.session_id, into.session_id)
 
@@ -439,9 +439,9 @@ def _restore_names(tables: Tables, session_id: str, image: Image, homes: Mapping
 
 
 def _hints_back(tables: Tables, source: Image, into: Image) -> None:
-    joined = _joined_hints(source.session, source.hints, into.session, into.hints)
+    hints = _joined_hints(source.session, source.hints, into.session, into.hints)
     for name, seen in tables.hints_of(into.session.session_id).items():
-        if seen != joined.get(name):
+        if seen != hints.get(name):
             continue  # A newer turn came with it.
         if name in into.hints:
             tables.put_hint(into.session.session_id, name, into.hints[name])
@@ -469,9 +469,10 @@ def _image(tables: Tables, session: Session) -> Image:
     )
 
 
-def _place(tables: Tables, session_id: str, rows: Sequence[Row]) -> int:
-    """Make these the session's rows, in this order; gives the last position.  Days count them as before."""
-    position = 0
+def place(tables: Tables, session_id: str, rows: Sequence[Row], *, after: int = 0) -> int:
+    """Make these the session's rows, in this order, behind those up to a position; gives the last position.  Days count
+    them as before."""
+    position = after
     for row in rows:
         position += row.is_settled
         placed = replace(row, session_id=session_id, position=position if row.is_settled else 0)

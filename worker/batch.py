@@ -22,7 +22,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from worker import hints
+from worker import hints, late
 from worker.amend import amend
 from worker.forget import blank_row
 from worker.ledger import Sums, day_key, sums_of_day, sums_of_session
@@ -42,7 +42,7 @@ from worker.protocol import (
     Why,
 )
 from worker.roles import Role, role_of, said_of_side, shape_after, takes_over
-from worker.stored import HOLDERS_MAX, Holder, Session, Tables
+from worker.stored import CLAIMED, HOLDERS_MAX, Holder, Session, Tables
 
 CLAIMED_MILLISECONDS: Final = 5_000
 """How long a claim may go before its turn's begin: they are sent in one breath."""
@@ -50,8 +50,6 @@ ANCESTORS_MAX: Final = 32
 """Sub-agents of sub-agents; real ones go two or three deep."""
 RETRY_MILLISECONDS: Final = 10 * 60 * 1000
 """How long the same body again may be a retry.  SDKs give up on a request after ten minutes."""
-BEFORE_MAX: Final = 32
-"""Links kept of what lies before a session's first turn: an outage of some turns, not a conversation of years."""
 WHY_CHARACTERS_MAX: Final = 512
 """What the protocol lets a text have: one that is put together of a peer's must travel too."""
 
@@ -118,8 +116,8 @@ def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], no
     for key in body.naming.keys:
         if key.kind == "request" and not body.naming.is_named and not _has_begun(tables, session, body.naming, key):
             # Until the turn begins this stands for it: of two that go on from one answer at once, one is a fork.
-            tables.put_key(key, session.session_id, f"{_CLAIMED}{write.boot}", now)
-    _note_passed(tables, session, body.naming, f"{_CLAIMED}{write.boot}")
+            tables.put_key(key, session.session_id, f"{CLAIMED}{write.boot}", now)
+    late.note_passed(tables, session, body.naming, f"{CLAIMED}{write.boot}")
     former = ""
     if session.owner != write.boot:
         former = session.owner
@@ -146,10 +144,6 @@ def book(
     is_fork = _is_outrun(tables, session, body, before, live=live)
     if is_fork:
         session, why = _fork(tables, session, body)
-    found = _went_through(tables, session, body)
-    if found is not None:
-        before = _join(tables, session, found, before)
-        session = found
     parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
@@ -167,9 +161,14 @@ def book(
         _learn_keys(tables, session, body.naming, row)
         if row.kind == "turn" and before is None:
             hints.learn(tables, session, body.naming)
-            _note_passed(tables, session, body.naming, row.event_id)
+            late.note_passed(tables, session, body.naming, row.event_id)
         parted += _part(tables, body.naming)
         session = tables.session(session.session_id) or session
+        other = late.other_part(tables, session, body)
+        if other is not None:
+            session, former = late.join(tables, session, other)
+            row = tables.row(row.event_id) or row
+            parted += former
     elif before is not None:
         row = before
     place = (write.boot, session.session_id)
@@ -303,8 +302,8 @@ def _is_outrun(tables: Tables, session: Session, body: Booking, before: Row | No
     if session.owner in ("", body.row.boot) or not _goes_on(tables, session, naming):
         return False  # Nobody was faster; or an older store was put back, which does not know the answer.
     found, _ = _proven(tables, naming, at=body.row.started_at, live=live)
-    late, _ = _told_late(tables, naming)
-    return session.session_id not in found | late
+    passed, _ = late.told_late(tables, naming)
+    return session.session_id not in found | passed
 
 
 def _fork(tables: Tables, origin: Session, body: Booking) -> tuple[Session, Why]:
@@ -345,10 +344,10 @@ def _recognised(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]
     found, why = _proven(tables, naming, at=at, live=live)
     if len(found) > 1:
         found = hints.chosen(tables, found, naming.hints)
-    late, why_late = _told_late(tables, naming)
-    if late and not late & found:
+    passed, why_passed = late.told_late(tables, naming)
+    if passed and not passed & found:
         # A turn that went through this very request outweighs what holds only a beginning of it.
-        found, why = late, why_late
+        found, why = passed, why_passed
     found = {each for each in found if not hints.denied(tables, each, naming)}
     if len(found) == 1:
         return tables.session(found.pop()), why
@@ -384,81 +383,6 @@ def _proven(tables: Tables, naming: Naming, *, at: int, live: frozenset[str]) ->
     found = repeated if repeated and not answered else continued | repeated
     reason = "repeats a request of this session" if repeated else "continues the conversation of this session"
     return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
-
-
-def _told_late(tables: Tables, naming: Naming) -> tuple[set[str], Why]:
-    """The sessions of which a later turn was told first, by another daemon: it went through this very request.
-
-    An opening is not looked for: the same first words are anybody's.
-    """
-    own = [key.value for key in naming.keys if key.kind == "request" and not naming.is_opening]
-    found = {session_id for value in own for session_id in tables.histories(_PASSED + value, 2)}
-    reason = "a later turn of this session goes on from it, and was stored before"
-    return found, Why(reason=reason, origin=naming.why.origin, confidence="proven")
-
-
-def _went_through(tables: Tables, session: Session, body: Booking) -> Session | None:
-    """The session of a later turn that was stored first and went through this very answer, told by a daemon that had
-    answered without the worker; it began with that turn, since nothing of what lay before was known.
-
-    An opening is found by its answer only: the same first words are anybody's.
-    """
-    naming, row = body.naming, body.row
-    if naming.confirmed or naming.is_named or row.kind != "turn" or not row.is_settled:
-        return None
-    answers = [key.value for key in naming.keys if key.kind == "answer"]
-    found = {other for value in answers for other in tables.histories(_BEFORE + value, 2)} - {session.session_id}
-    if len(found) != 1 or not _is_alone(tables, session.session_id, row.event_id):
-        return None
-    other = tables.session(found.pop())
-    # What began after that turn is another conversation, of equal words.
-    return other if other is not None and row.started_at < other.first_seen_at else None
-
-
-def _is_alone(tables: Tables, session_id: str, event_id: str) -> bool:
-    """Nothing but this one row is of the session."""
-    rows = tables.rows_of(session_id)
-    others = tables.aliases_of(session_id) or tables.children_of(session_id) or tables.forks_of(session_id)
-    return not others and all(row.event_id == event_id and not row.is_settled for row in rows)
-
-
-def _join(tables: Tables, session: Session, into: Session, before: Row | None) -> Row | None:
-    """A session of one row, open yet, that is another's: its id goes on as an alias.  Gives the row as it is then."""
-    moved = None
-    if before is not None:
-        moved = replace(before, session_id=into.session_id)
-        tables.put_row(moved)
-        _move_sums(tables, before, moved)
-    for key in tables.keys_of(session.session_id):
-        tables.drop_key(key, session.session_id)
-    for link in tables.history_of(session.session_id):
-        tables.drop_history(link.value, session.session_id)
-    for name in tables.hints_of(session.session_id):
-        tables.drop_hint(session.session_id, name)
-    tables.drop_session(session.session_id)
-    tables.put_alias(session.session_id, into.session_id)
-    return moved
-
-
-def _note_passed(tables: Tables, session: Session, naming: Naming, event_id: str) -> None:
-    """Note what lies between the session's last known answer and this turn: while the worker was away other daemons may
-    have answered there, and will tell."""
-    if naming.is_named:
-        return  # What its client names is found by that name alone.
-    passed: list[str] = []
-    for value in naming.continues:
-        if tables.holds_history(value, session.session_id):
-            break
-        passed.append(value)
-    else:
-        # Nothing of it is known: a conversation that began elsewhere, however long ago; or one of which another daemon
-        # will tell the beginning.
-        if session.last_position <= 1 and not event_id.startswith(_CLAIMED):
-            for value in passed[:BEFORE_MAX]:
-                tables.put_history(_BEFORE + value, session.session_id, event_id)
-        return
-    for value in passed:
-        tables.put_history(_PASSED + value, session.session_id, event_id)
 
 
 def _forked_from(tables: Tables, naming: Naming) -> str | None:
@@ -558,8 +482,8 @@ def _is_retry(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) 
 
 
 def _is_over(tables: Tables, holder: Holder, *, at: int, live: frozenset[str]) -> bool:
-    if holder.event_id.startswith(_CLAIMED):
-        return holder.event_id.removeprefix(_CLAIMED) not in live or abs(at - holder.at) > CLAIMED_MILLISECONDS
+    if holder.event_id.startswith(CLAIMED):
+        return holder.event_id.removeprefix(CLAIMED) not in live or abs(at - holder.at) > CLAIMED_MILLISECONDS
     row = tables.row(holder.event_id)
     # A row that is gone was settled, long ago (`worker.retention`).
     return row is None or row.is_settled or row.boot not in live
@@ -663,12 +587,6 @@ def _part(tables: Tables, naming: Naming) -> list[tuple[str, Lost]]:
 
 _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
-_CLAIMED: Final = "claimed by "
-"""Before the boot that claimed a session for a turn which has not begun yet, where its event id will stand."""
-_PASSED: Final = "passed "
-"""Before what is kept of turns that a later one went through, and that were not told yet."""
-_BEFORE: Final = "before "
-"""Before what is kept of the turns that lie before a session's first, of which nothing was known."""
 _ASIDE: Final = "aside "
 """Before what is kept of the answers to calls beside a conversation: a sub-agent's goes on from them, no turn does."""
 

@@ -6,7 +6,7 @@ One rule: nothing here decides anything.  `Tables` is kept by SQLite in the work
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -49,6 +49,9 @@ class Holder(Struct, frozen=True):
     event_id: str
     at: int
 
+
+CLAIMED: Final = "claimed by "
+"""Before the boot that claimed a session for a turn which has not begun yet, where its event id will stand."""
 
 HOLDERS_MAX = 8
 """Sessions that are kept, and looked at, for one value: two already tell that it is nobody's own.  A program that asks

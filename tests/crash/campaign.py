@@ -26,7 +26,6 @@ from tests.crash.checker import (
     answers_by_mark,
     check_totals,
     excuse_of,
-    is_unheard,
     settled_findings,
 )
 from tests.crash.conversation import Attempt
@@ -86,9 +85,6 @@ class Campaign:
         }
         self._go_on(strike)
         attempts = self._crowd.attempts[first_attempt:]
-        if len(log_starts) > 1 and any(is_unheard(self._gateway, name, start) for name, start in log_starts.items()):
-            for attempt in attempts:
-                attempt.conversation.went_on_unheard = True
         found = self._found(attempts, first_answer, first_row, excuses)
         served = [attempt for attempt in attempts if attempt.daemon not in killed]
         found.checked["answered by those that live"] += len(served)

@@ -32,9 +32,6 @@ from tests.provider import Answered
 from worker.ledger import NOTHING, Sums, sums_of_day, sums_of_session
 from worker.protocol import Row, Usage
 
-SPLIT: Final = "unnamed, split over daemons while the worker was away"
-"""What one of them answered the others could not know.  Most such conversations are joined afterwards, not all: the
-opening proves nothing, and its turns reach the worker in another order than they were asked in."""
 REFUSED: Final = 503
 """perdure's own word for a turn that it does not let in: its outbox is full, and no row is promised."""
 
@@ -190,17 +187,15 @@ def check_totals(gateway: Gateway) -> Findings:
 def excuse_of(gateway: Gateway, daemon: str, log_start: int, worker_gone_at: float = inf) -> Excuse:
     """What excuses a loss with a daemon that was killed just now.  `worker_gone_at`: since when the campaign knows the
     worker to be away; where only the daemon says so, it may have been all the time."""
-    if not is_unheard(gateway, daemon, log_start):
+    if not _is_unheard(gateway, daemon, log_start):
         return Excuse()
     return Excuse(after=0.0 if worker_gone_at == inf else worker_gone_at)
 
 
-def is_unheard(gateway: Gateway, daemon: str, log_start: int) -> bool:
-    """A daemon has said that it does not hear the worker, or that it ended with writes that the worker had not taken:
-    they are told by another one, perhaps after their conversation went on."""
+def _is_unheard(gateway: Gateway, daemon: str, log_start: int) -> bool:
+    """It has said that it does not hear the worker."""
     said = gateway.log(daemon, log_start)
-    signs = ("not heard", "degraded", "no worker took", "of a daemon that has ended")
-    return any(sign in said for sign in signs)
+    return "not heard" in said or "degraded" in said
 
 
 class Memory:
@@ -279,10 +274,9 @@ def _check_session(found: Findings, attempt: Attempt, row: Row, aliases: Mapping
     """
     talk = attempt.conversation
     found.checked["one session for a conversation"] += 1
-    for known in (aliases.get(attempt.session, attempt.session), talk.session, talk.expected_session):
-        if known and known != row.session_id and talk.went_on_unheard and not talk.name:
-            found.excuses[SPLIT] += 1
-        elif known and known != row.session_id:
+    for told in (attempt.session, talk.session, talk.expected_session):
+        known = aliases.get(told, told)
+        if known and known != row.session_id:
             said = f"told session {known}, stored under {row.session_id} ({row.why.reason})"
             found.wrong.append(f"{attempt.mark} at {attempt.daemon}, {talk.protocol} {talk.name!r}: {said}")
     if attempt.last_byte_at:

@@ -77,8 +77,6 @@ class Conversation:
     turns: int = 0
     session: str = ""
     """The session of its turns; known to it from the first answer on."""
-    went_on_unheard: bool = False
-    """At one of several daemons, while some daemon did not hear the worker."""
 
     def __post_init__(self) -> None:
         self.model = self.model or ("claude-sonnet-4-6" if self.protocol == "messages" else "gpt-5")

@@ -58,12 +58,12 @@ class Desk:
     def tables(self) -> Tables:
         return self.sql
 
-    def apply(self, body: Any, *, live: frozenset[str] = LIVE, boot: str = "boot-1") -> Outcome:
+    def apply(self, body: Any, *, live: frozenset[str] = LIVE, boot: str = "boot-1", now: int = STARTED_AT) -> Outcome:
         writes = [Write(boot, next(self._numbers), body)]
-        told = batch.apply(self.memory, writes, live=live, now=STARTED_AT)
+        told = batch.apply(self.memory, writes, live=live, now=now)
         self.memory.commit()
         self.db.execute("BEGIN")
-        assert batch.apply(self.sql, writes, live=live, now=STARTED_AT) == told
+        assert batch.apply(self.sql, writes, live=live, now=now) == told
         self.db.execute("COMMIT")
         assert dump_of_memory(self.memory) == dump_of_sql(self.db)
         return told
