@@ -38,8 +38,9 @@ from daemon.gradient import Gradient
 from daemon.warming import TTLS, Ttl, Warming
 from worker.protocol import Row, Snapshot
 
-WARMUP_VERSION: Final = 1
-"""Of the JSON text in `warmup_state`; another version's text counts as unreadable."""
+WARMUP_VERSION: Final = 2
+"""Of the JSON text in `warmup_state`; a later version's text counts as unreadable, of an earlier one that is known the
+fields are missing which came since."""
 POSITION_MAX: Final = 1_000_000_000
 """Ledger rows of one session, a row a second for thirty years: a greater position is damage."""
 REPR_CHARACTERS_MAX: Final = 24
@@ -179,10 +180,12 @@ def _read_warmup(text: object) -> tuple[Warming | None, str]:
     try:
         # Decoded as an object first: the fields of `Warming` have defaults, and here a missing one is damage.
         content = msgspec.json.decode(text, type=dict[str, Any])
-        if content.pop("version", None) != WARMUP_VERSION:
-            raise ValueError(f"version is not {WARMUP_VERSION}")
-        missing = [name for name in _WARMUP_FIELDS if name not in content]
-        if missing or len(content) > len(_WARMUP_FIELDS):
+        version = content.pop("version", None)
+        if type(version) is not int or version not in _WARMUP_FIELDS_OF:
+            raise ValueError(f"version is none of 1 to {WARMUP_VERSION}")
+        fields = _WARMUP_FIELDS_OF[version]
+        missing = [name for name in fields if name not in content]
+        if missing or len(content) > len(fields):
             raise ValueError(f"{', '.join(missing)} missing" if missing else "unknown fields")
         return msgspec.convert(content, Warming), ""
     except (ValueError, RecursionError) as error:
@@ -211,5 +214,10 @@ def _gradient_checksum(gradient: Gradient, position: int) -> int:
 
 
 _WARMUP_FIELDS: Final = tuple(name for name in Warming.__struct_fields__ if name != "ttl")
+_SINCE_2: Final = ("is_break_cold", "ping_failures", "ping_place", "ping_failed_at")
+_WARMUP_FIELDS_OF: Final[dict[int, tuple[str, ...]]] = {
+    1: tuple(name for name in _WARMUP_FIELDS if name not in _SINCE_2),
+    WARMUP_VERSION: _WARMUP_FIELDS,
+}
 _GRADIENT_LAYOUT: Final = struct.Struct(">qqddqqqq")
 """Position, then the fields of `Gradient` in their order."""

@@ -48,6 +48,8 @@ GAP_BINS: Final = len(GAP_EDGES_SECONDS) + 1
 TALLY_MAX: Final = 1_000_000_000
 """A turn a second for thirty years: a greater count is damage."""
 Tally = Annotated[int, Meta(ge=0, le=TALLY_MAX)]
+PLACE_CHARACTERS_MAX: Final = 1_025
+"""Two texts of a row, and what is between them."""
 
 
 class Warming(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,14 @@ class Warming(Struct, frozen=True, kw_only=True):
     last_warmup_at: Instant = 0
     break_warmups: Tally = 0
     """Warm-ups sent since the user's last turn, whether they succeeded or not: each may have cost something."""
+    is_break_cold: bool = False
+    """The latest of them found the cache cold, and paid for writing it."""
     hits: Tally = 0
+    ping_failures: Tally = 0
+    """Warm-ups in a row that neither read nor wrote a cache, all of them with…"""
+    ping_place: Annotated[str, Meta(max_length=PLACE_CHARACTERS_MAX)] = ""
+    """…this model of this upstream, of which the latest was sent at…"""
+    ping_failed_at: Instant = 0
     disabled: Annotated[str, Meta(max_length=200)] | None = None
     """Why the session is not warmed, in words."""
     forced: bool = False
@@ -104,18 +113,34 @@ def is_cold(usage: Usage) -> bool:
     return usage.cache_read_tokens == 0 and usage.cache_write_tokens > 0
 
 
+def place_of(provider: str, model: str) -> str:
+    """What failed warm-ups are counted for, beside their session."""
+    return f"{provider} {model}"
+
+
+def touches_cache(row: Row) -> bool:
+    return row.usage is not None and row.usage.cache_read_tokens + row.usage.cache_write_tokens > 0
+
+
 def _count_warmup(warming: Warming, row: Row) -> Warming:
-    return structs.replace(
+    counted = structs.replace(
         warming,
         last_warmup_at=row.started_at,
         break_warmups=warming.break_warmups + 1,
+        is_break_cold=row.usage is not None and is_cold(row.usage),
         window_started_at=_window_start(warming, row),
     )
+    if touches_cache(row):
+        return structs.replace(counted, ping_failures=0, ping_place="", ping_failed_at=0)
+    if row.status == "interrupted":
+        return counted  # Cut off, or never sent: it tells nothing of the upstream.
+    place = place_of(row.provider, row.model)
+    before = warming.ping_failures if place == warming.ping_place else 0
+    return structs.replace(counted, ping_failures=before + 1, ping_place=place, ping_failed_at=row.started_at)
 
 
 def _window_start(warming: Warming, row: Row) -> int:
-    touched = row.usage is not None and row.usage.cache_read_tokens + row.usage.cache_write_tokens > 0
-    return row.started_at if touched else warming.window_started_at
+    return row.started_at if touches_cache(row) else warming.window_started_at
 
 
 def _end_break(warming: Warming, started_at: int, usage: Usage) -> Warming:
@@ -123,6 +148,7 @@ def _end_break(warming: Warming, started_at: int, usage: Usage) -> Warming:
     return structs.replace(
         warming,
         break_warmups=0,
+        is_break_cold=False,
         hits=warming.hits + is_hit,
         gap_counts=_add_gap(warming.gap_counts, warming.last_user_turn_at, started_at),
         last_user_turn_at=started_at,

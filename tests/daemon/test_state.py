@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 import math
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_state_snapshot_shows_every_value_in_its_column() -> None:
     )
     assert SNAPSHOT.resolved_conversation_ttl == "1h"
     content = json.loads(str(SNAPSHOT.warmup_state))
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert set(content) == {"version", *Warming.__struct_fields__} - {"ttl"}
 
 
@@ -110,6 +111,18 @@ def test_state_restored_from_its_snapshot_is_the_same_without_a_warning() -> Non
     assert restored == Restored(gradient=STATE.gradient, warming=STATE.warming, position=6)
     assert restored.is_complete
     assert rebuild(restored, []) == STATE
+
+
+def test_text_of_the_former_version_is_read_without_a_warning_and_knows_of_no_failed_ping() -> None:
+    content = json.loads(str(SNAPSHOT.warmup_state))
+    for name in ("is_break_cold", "ping_failures", "ping_place", "ping_failed_at"):
+        del content[name]
+    former = json.dumps({**content, "version": 1})
+    checksum = zlib.crc32(f"6 1h {former}".encode())
+
+    restored = decode(changed(warmup_state=former, warmup_checksum=checksum))
+
+    assert restored == Restored(gradient=STATE.gradient, warming=STATE.warming, position=6)
 
 
 def test_state_of_a_session_without_turns_survives() -> None:
@@ -257,7 +270,9 @@ BAD_TEXTS = [
     '{"version":' + "[" * 100_000,
     "\ud800",
     '{"version":NaN}',
-    text_with(version=2),
+    text_with(version=3),
+    text_with(version=True),
+    text_with(version=1),
     text_with(surprise=1),
     json.dumps({"version": 1}),
     text_with(hits=-1),
