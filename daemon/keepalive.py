@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
@@ -193,7 +192,8 @@ def _past_break_even(facts: Facts) -> Reason | None:
 
 
 def _is_worth_it(facts: Facts) -> bool:
-    assert facts.ping_nanousd is not None and facts.saves_nanousd is not None
+    assert facts.ping_nanousd is not None
+    assert facts.saves_nanousd is not None
     return chance_of_return(facts) * facts.saves_nanousd > facts.ping_nanousd
 
 
@@ -210,14 +210,12 @@ def survival(counts: Sequence[int], seconds: float) -> float:
     total = sum(counts)
     if not total:
         return 1.0
-    shares = [1.0]
-    for count in counts[:-1]:
-        shares.append(shares[-1] - count / total)
-    edges = (0.0, *GAP_EDGES_SECONDS)
-    for (left, right), (high, low) in zip(pairwise(edges), pairwise(shares), strict=True):
+    left, longer = 0.0, total
+    for right, count in zip(GAP_EDGES_SECONDS, counts, strict=False):
         if seconds < right:
-            return high + (low - high) * max(0.0, seconds - left) / (right - left)
-    return max(0.0, shares[-1])
+            return (longer - count * max(0.0, seconds - left) / (right - left)) / total
+        left, longer = right, longer - count
+    return longer / total
 
 
 def blended_survival(facts: Facts, seconds: float) -> float:

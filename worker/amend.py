@@ -25,8 +25,9 @@ from worker.adopt import adopt
 from worker.correction import Refused, Told, by_start, known_as, refuse_running, session_at
 from worker.forget import forget
 from worker.ledger import Sums, sums_of_session
-from worker.protocol import Adopt, Amend, Amended, Forget, Key, KeyKind, Lost, Merge, Row, Split, Undo, Why
+from worker.protocol import Adopt, Amend, Amended, Forget, Key, KeyKind, Lost, Merge, Row, Split, Undo, Warm, Why
 from worker.stored import Amendment, Image, KeptKey, Placed, Seen, Session, Tables
+from worker.switch import warm
 
 REASON_CHARACTERS_MAX: Final = 512
 """Of a row's reason, which holds those before it."""
@@ -67,7 +68,7 @@ def amend(tables: Tables, body: Amend, *, live: frozenset[str], now: int) -> Cor
     return Correction(_told(entry), lost)
 
 
-def _done(tables: Tables, act: Merge | Split | Undo | Forget, entry: Amendment, live: frozenset[str]) -> Told:
+def _done(tables: Tables, act: Merge | Split | Undo | Forget | Warm, entry: Amendment, live: frozenset[str]) -> Told:
     match act:
         case Merge():
             return merge(tables, act, entry)
@@ -77,6 +78,8 @@ def _done(tables: Tables, act: Merge | Split | Undo | Forget, entry: Amendment, 
             return undo(tables, act, entry, live=live)
         case Forget():
             return forget(tables, act, entry, live=live)
+        case Warm():
+            return warm(tables, act, entry)
 
 
 # -- merge ---------------------------------------------------------------------------------------------------------
@@ -125,6 +128,8 @@ def known_of_both(tables: Tables, source: Session, into: Session) -> Session:
         shape=later.shape or earlier.shape,
         header_name=into.header_name or source.header_name,
         header_session_id=into.header_session_id or source.header_session_id,
+        warm=into.warm or source.warm,
+        warm_reset_at=max(into.warm_reset_at, source.warm_reset_at),
     )
 
 
@@ -322,6 +327,8 @@ def _undoable(tables: Tables, number: int) -> Amendment:
     if change.verb == "forget":
         remedy = "a backup of before still holds it, and `perdure restore` goes back to that with everything"
         raise Refused(f"change {number} forgot a session, and what is forgotten is gone; {remedy}")
+    if change.verb.startswith("warm"):
+        raise Refused(f"change {number} is one of keep-alive; `perdure warm --on | --off | --reset` changes it again")
     if change.undone_by is not None:
         raise Refused(f"change {number} is undone already, by change {change.undone_by}")
     if change.verb == "adopt":
@@ -476,6 +483,8 @@ def place(tables: Tables, session_id: str, rows: Sequence[Row], *, after: int = 
     for row in rows:
         position += row.is_settled
         placed = replace(row, session_id=session_id, position=position if row.is_settled else 0)
+        if row.session_id != session_id:
+            placed = replace(placed, window_started_at=0)  # Its window was the other session's.
         if row.session_id != session_id:
             tables.add_to_session(row.session_id, Sums().minus(sums_of_session(row)))
             tables.add_to_session(session_id, sums_of_session(row))

@@ -43,6 +43,7 @@ from worker.protocol import (
 )
 from worker.roles import Role, role_of, said_of_side, shape_after, takes_over
 from worker.stored import CLAIMED, HOLDERS_MAX, Holder, Session, Tables
+from worker.switch import is_on
 
 CLAIMED_MILLISECONDS: Final = 5_000
 """How long a claim may go before its turn's begin: they are sent in one breath."""
@@ -68,7 +69,9 @@ class Outcome(Struct, frozen=True):
     replies: list[tuple[str, Reply]]
     lost: list[tuple[str, Lost]]
     changes: int = 0
-    """Number of the newest change by an operator, if there was one."""
+    """Number of the newest change by an operator, if there was one, of which sessions requests were given, and…"""
+    warming: int = 0
+    """…of whether their caches are kept warm."""
 
 
 def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now: int) -> Outcome:
@@ -76,7 +79,7 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
     replies: list[tuple[str, Reply]] = []
     lost: list[tuple[str, Lost]] = []
     told: dict[tuple[str, str], int] = {}
-    changes = 0
+    changes = warming = 0
     for write in writes:
         match write.body:
             case Claim():
@@ -90,13 +93,15 @@ def apply(tables: Tables, writes: Iterable[Write], *, live: frozenset[str], now:
                 amended, owners = amend(tables, write.body, live=live, now=now)
                 reply = Reply(sequence=write.sequence, session_id=amended.other_id, amended=amended)
                 lost += owners
-                if amended.verb != "adopt":  # What is new to the store has other names than what anybody remembers.
+                if amended.verb.startswith("warm"):
+                    warming = max(warming, amended.change)
+                elif amended.verb != "adopt":  # What is new to the store has other names than what anybody remembers.
                     changes = max(changes, amended.change)
                 told.clear()  # Positions are given anew.
             case _:
                 reply = keep(tables, write.body, write)
         replies.append((write.boot, reply))
-    return Outcome(replies, lost, changes)
+    return Outcome(replies, lost, changes, warming)
 
 
 def claim(tables: Tables, body: Claim, write: Write, *, live: frozenset[str], now: int) -> tuple[Reply, str]:
@@ -140,6 +145,9 @@ def book(
     home = tables.session(before.session_id) if before is not None else None
     if before is not None and home is not None and home.forgotten_at:
         return _settle_forgotten(tables, home, before, body, write), []
+    if before is None and is_ping_to_send(body.row) and not may_send(tables, body):
+        # Its sender waits for this word, and will not come again with its end.
+        return Reply(sequence=write.sequence, session_id=body.naming.session_id, entered=False), []
     session, why = resolve(tables, body.naming, at=body.row.started_at, live=live)
     is_fork = _is_outrun(tables, session, body, before, live=live)
     if is_fork:
@@ -147,6 +155,7 @@ def book(
     parted: list[tuple[str, Lost]] = []
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
+    row = replace(row, window_started_at=_window_of(tables, row, before))
     if supersedes(row, before):
         row = _judged(tables, session, body.naming, row, before)
         if row.is_settled:
@@ -173,9 +182,9 @@ def book(
         row = before
     place = (write.boot, session.session_id)
     # A call beside the conversation folds nothing, so its sender is told nothing.
-    seen = max(0 if is_fork else body.seen, told.get(place, 0)) if body.row.kind == "turn" else session.last_position
+    seen = max(0 if is_fork else body.seen, told.get(place, 0)) if body.row.kind != "side" else session.last_position
     reply = _reply(tables, session, write, seen, why=row.why, position=row.position, epoch=body.epoch)
-    if body.row.kind == "turn":
+    if body.row.kind != "side":
         told[place] = reply.rows[-1].position if reply.rows else seen
     return (
         replace(
@@ -247,6 +256,18 @@ def is_fenced(session: Session, write: SnapshotWrite, boot: str) -> bool:
 
 def is_newer(session: Session, snapshot: Snapshot) -> bool:
     return session.snapshot is None or snapshot.generation > session.snapshot.generation
+
+
+def may_send(tables: Tables, body: Booking) -> bool:
+    """A ping is the first of its window, its sender owns the session yet, and nobody switched it off: the one place
+    where all of this is known."""
+    row = body.row
+    session = tables.session(_canonical(tables, body.naming.session_id))
+    if session is None or session.forgotten_at or not row.window_started_at:
+        return False
+    is_owner = session.owner == row.boot and session.epoch == body.epoch
+    is_first = not tables.has_ping(session.session_id, row.window_started_at)
+    return is_owner and is_first and is_on(tables.switch(), session)
 
 
 # -- identity ------------------------------------------------------------------------------------------------------
@@ -589,6 +610,20 @@ _UNANSWERED: Final[tuple[KeyKind, ...]] = ("request", "retry")
 _CHAIN: Final[tuple[KeyKind, ...]] = ("answer", *_UNANSWERED)
 _ASIDE: Final = "aside "
 """Before what is kept of the answers to calls beside a conversation: a sub-agent's goes on from them, no turn does."""
+
+
+def is_ping_to_send(row: Row) -> bool:
+    return row.kind == "warmup" and not row.is_settled
+
+
+def _window_of(tables: Tables, row: Row, before: Row | None) -> int:
+    """That of its entry, which an operator may have moved since.  An end whose entry is not here, as after a restore,
+    counts in any case, and for a window only if it is the first there."""
+    if row.kind != "warmup":
+        return 0
+    if before is not None:
+        return before.window_started_at
+    return 0 if tables.has_ping(row.session_id, row.window_started_at) else row.window_started_at
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------

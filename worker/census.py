@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from worker.protocol import COUNT_MAX, Family, Hello, Sample
+from worker.protocol import COUNT_MAX, Family, Hello, Latch, Sample
 from worker.standing import DaemonStanding
 
 LIVE_SECONDS: Final = 3.0
@@ -24,6 +24,10 @@ RETURNING_MAX: Final = 64
 """Boots that left whose counts are kept apart: a process that was stopped for long comes back and counts on."""
 
 
+LATCHES_TOLD_MAX: Final = 1_000
+"""Of all daemons together: about a megabyte with the longest names."""
+
+
 class Peer:
     """One boot of one daemon."""
 
@@ -33,6 +37,8 @@ class Peer:
         self.last_heard = now
         self.state = ""
         self.metrics: list[Family] = []
+        self.latches: list[Latch] = []
+        """What keeps it from keeping caches warm."""
 
 
 class Census:
@@ -85,6 +91,15 @@ class Census:
         """Every daemon that is not forgotten, as it last said."""
         peers = sorted(self.peers.values(), key=lambda peer: peer.instance)
         return [_standing(peer, now) for peer in peers if peer.hello.is_daemon]
+
+    def latches(self) -> list[Latch]:
+        """Of all daemons; of one that several hold, the one that lasts longest."""
+        longest: dict[tuple[str, str, str], Latch] = {}
+        for latch in (each for peer in self.peers.values() for each in peer.latches):
+            place = (latch.scope, latch.name, latch.reason)
+            if place not in longest or longest[place].until < latch.until:
+                longest[place] = latch
+        return sorted(longest.values(), key=lambda latch: (latch.scope, latch.name, latch.reason))[:LATCHES_TOLD_MAX]
 
     def metrics(self, own: list[Family], now: float) -> list[Family]:
         """The sum over this worker, every daemon it heard lately, and what the others counted before."""

@@ -84,6 +84,7 @@ def blank_row(row: Row, session_id: str, position: int) -> Row:
         layer=0,
         user_turn=True,
         text_only=True,
+        window_started_at=0,
     )
 
 

@@ -43,6 +43,10 @@ SAID_MAX: Final = 4
 HINTS_MAX: Final = 8
 """Hints of one request; real ones carry two or three."""
 
+HAND_SET_MAX: Final = 1_000
+"""Sessions that an operator may set by hand to be kept warm or not: told to every daemon whole, about 100 KB."""
+LATCHES_MAX: Final = 32
+"""Of one daemon, of those that only its memory holds: an installation has a handful of credentials and upstreams."""
 ADOPTIONS_MAX: Final = 25
 """Sessions adopted by one write: about 15 ms of the worker's loop."""
 SPLIT_EVENTS_MAX: Final = 1_000
@@ -61,7 +65,8 @@ Text = Annotated[str, Meta(max_length=512)]
 Id = Annotated[str, Meta(min_length=1, max_length=512)]
 SequenceNumber = Annotated[int, Meta(ge=0)]
 """Whatever the frame's eight octets can hold: it is its sender's own."""
-Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
+MILLISECONDS_MAX: Final = 2**53
+Milliseconds = Annotated[int, Meta(ge=0, le=MILLISECONDS_MAX)]
 """Unix time."""
 PageSize = Annotated[int, Meta(ge=1, le=2**20)]
 """What a peer asks for at once; each answer has a bound of its own."""
@@ -140,6 +145,9 @@ class Row(Struct, frozen=True, kw_only=True):
     text_only: bool = True
     """The answer called no tool."""
     position: Count = 0
+    window_started_at: Milliseconds = 0
+    """Of a `warmup`: when the request began that last touched the cache.  No session has two of one window; 0 where it
+    is of no matter any more, as in a row that an operator moved to another session."""
 
     @property
     def is_settled(self) -> bool:
@@ -290,11 +298,22 @@ class Family(Struct, frozen=True, array_like=True):
     samples: list[Sample]
 
 
+class Latch(Struct, frozen=True, array_like=True):
+    """What keeps caches from being kept warm, beyond one session; known to one daemon."""
+
+    scope: Literal["credential", "upstream"]
+    name: Text
+    """The account's id, or the provider's name."""
+    reason: Text
+    until: Milliseconds
+
+
 class Ping(Struct, frozen=True, kw_only=True):
     metrics: list[Family] | None = None
     """The daemon's own metrics, counted since its start: the worker adds those of all daemons up."""
     state: Text = ""
     """Where its life stands, for people."""
+    latches: Annotated[list[Latch], Meta(max_length=LATCHES_MAX)] = []
 
 
 class IndexRequest(Struct, frozen=True, kw_only=True):
@@ -397,7 +416,18 @@ class Adopt(Struct, frozen=True, kw_only=True, tag_field="verb", tag="adopt"):
     sessions: Annotated[list[Adoption], Meta(max_length=ADOPTIONS_MAX)]
 
 
-Act = Merge | Split | Undo | Forget | Adopt
+WarmTo = Literal["on", "off", "reset"]
+
+
+class Warm(Struct, frozen=True, kw_only=True, tag_field="verb", tag="warm"):
+    """Prompt caches are kept warm from now on, or not, or what keeps them from it is over; all or one session's."""
+
+    to: WarmTo
+    session_id: Text = ""
+    """Empty: of all."""
+
+
+Act = Merge | Split | Undo | Forget | Adopt | Warm
 
 
 class Amend(Struct, frozen=True, kw_only=True):
@@ -411,7 +441,7 @@ class Amend(Struct, frozen=True, kw_only=True):
 class Query(Struct, frozen=True, kw_only=True):
     """A read for `/api` and `/metrics`, answered off the write loop."""
 
-    what: Literal["sessions", "session", "metrics", "costs", "status"]
+    what: Literal["sessions", "session", "metrics", "costs", "status", "warm"]
     session_id: Text = ""
     after: Text = ""
     limit: PageSize = 200
@@ -435,6 +465,7 @@ class Welcome(Struct, frozen=True, kw_only=True):
     version: Text
     schema: Count
     changes: Count = 0
+    warming: Count = 0
 
 
 class Pong(Struct, frozen=True, kw_only=True):
@@ -445,6 +476,32 @@ class Pong(Struct, frozen=True, kw_only=True):
     changes: Count = 0
     """Number of the newest change by an operator: with another one than before, what is remembered of which names mean
     which sessions may be wrong."""
+    warming: Count = 0
+    """Number of the newest change of the switch: with another one than before it is asked for (QUERY `warm`)."""
+
+
+HandSetting = Literal["", "on", "off", "auto"]
+"""What an operator said of one session; auto: nothing, whatever its state says."""
+
+
+class HandSet(Struct, frozen=True, array_like=True):
+    session_id: Text
+    setting: HandSetting
+    reset_at: Milliseconds = 0
+
+
+class Switch(Struct, frozen=True, kw_only=True):
+    """Whether prompt caches are kept warm: the answer to QUERY `warm`."""
+
+    change: Count = 0
+    """Number of the change that brought it here."""
+    is_on: bool = False
+    reset_at: Milliseconds = 0
+    """Failures of before count no more; …"""
+    sessions: Annotated[list[HandSet], Meta(max_length=HAND_SET_MAX)] = []
+    """…for a session of these, those before its own."""
+    latches: list[Latch] = []
+    """Of all daemons."""
 
 
 class IndexEntry(Struct, frozen=True, array_like=True):
@@ -524,6 +581,9 @@ class Reply(Struct, frozen=True, kw_only=True):
     more: bool = False
     amended: Amended | None = None
     """AMEND: what came of it."""
+    entered: bool = True
+    """BEGIN of a `warmup`: false, and nothing is booked and nothing may be sent, if the window has one already, if the
+    sender does not own the session any more, or if it is switched off."""
 
 
 class Acks(Struct, frozen=True, kw_only=True):

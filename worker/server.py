@@ -109,6 +109,7 @@ class Server:
             schema=store.schema,
         )
         self._changes = store.changes
+        self._warming = store.warming
         self._retention = Schedule(ledger_days, session_days, wall=_wall(), monotonic=time.monotonic())
         self._place = Place()
         self._census = Census()
@@ -209,7 +210,7 @@ class Server:
         if isinstance(message.body, protocol.Hello):
             if self._census.greet(boot, message.body, now):
                 self._metrics.boots.inc()
-            self._send(boot, Command.WELCOME, replace(self._welcome, changes=self._changes))
+            self._send(boot, Command.WELCOME, replace(self._welcome, changes=self._changes, warming=self._warming))
         elif not self._census.heard(boot, now):
             self._send(boot, Command.WHO, protocol.WhoAreYou(), message.sequence)
         else:
@@ -221,8 +222,9 @@ class Server:
                 # Beyond the bound a write is forgotten: its sender keeps it and sends it again.
                 if len(self._kept) < BATCH_WRITES_MAX:
                     self._kept.append(Write(boot, message.sequence, message.body))
-            case protocol.Ping(metrics=metrics, state=state):
+            case protocol.Ping(metrics=metrics, state=state, latches=latches):
                 self._census.peers[boot].state = state
+                self._census.peers[boot].latches = latches
                 if metrics is not None:
                     self._census.peers[boot].metrics = metrics
                 self._send(boot, Command.PONG, self._pong())
@@ -233,6 +235,8 @@ class Server:
             case protocol.Query(what="status"):
                 standing = msgspec.json.encode(self._standing())
                 self._answer(boot, message.sequence, protocol.Answer(body=msgspec.Raw(standing)))
+            case protocol.Query(what="warm"):
+                self._answer(boot, message.sequence, self._switch())
             case protocol.Query() as query:
                 if not self._queries.ask(boot, message.sequence, query):
                     self._answer(boot, message.sequence, _NO_ANSWER)
@@ -283,7 +287,10 @@ class Server:
         middle = len(writes) // 2
         first, second = self._committed(writes[:middle], live), self._committed(writes[middle:], live)
         return Outcome(
-            [*first.replies, *second.replies], [*first.lost, *second.lost], max(first.changes, second.changes)
+            [*first.replies, *second.replies],
+            [*first.lost, *second.lost],
+            max(first.changes, second.changes),
+            max(first.warming, second.warming),
         )
 
     def _postpone(self, error: StoreBusy) -> None:
@@ -312,11 +319,12 @@ class Server:
         # After the acknowledgements: who claimed in this batch hears first that it is the owner, then that no more.
         for boot, lost in outcome.lost:
             self._send(boot, Command.LOST, lost)
-        if outcome.changes > self._changes:
+        if outcome.changes > self._changes or outcome.warming > self._warming:
             for boot, reply in outcome.replies:
                 self._log_change(boot, reply.amended)
             # After the acknowledgements, which may still hold a name as it was.
-            self._changes = outcome.changes
+            self._changes = max(self._changes, outcome.changes)
+            self._warming = max(self._warming, outcome.warming)
             for boot in self._census.peers:
                 self._send(boot, Command.PONG, self._pong())
 
@@ -340,7 +348,7 @@ class Server:
             self._acknowledge(boot, [replace(replies[0], rows=rows[: len(rows) // 2], more=True)])
 
     def _pong(self) -> protocol.Pong:
-        return protocol.Pong(committing=not self._retry_at, changes=self._changes)
+        return protocol.Pong(committing=not self._retry_at, changes=self._changes, warming=self._warming)
 
     def _send_keys(self, boot: str, before: int, limit: int) -> None:
         try:
@@ -383,6 +391,14 @@ class Server:
         self._files.measure(self._metrics)
         families = self._census.metrics(families_of(self._metrics.registry), time.monotonic())
         return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(families)))
+
+    def _switch(self) -> protocol.Answer:
+        try:
+            switch = replace(self._store.switch(), latches=self._census.latches())
+        except StoreBusy as error:
+            self._log.warning("the switch for keep-alive can not be read now (%s)", error)
+            return _NO_ANSWER
+        return protocol.Answer(body=msgspec.Raw(msgspec.json.encode(switch)))
 
     def _standing(self) -> Standing:
         return Standing(

@@ -25,10 +25,11 @@ from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
+from msgspec.structs import replace
 
 from worker.batch import Outcome, Write, apply
 from worker.idle import Forgotten, Place, forget_idle
-from worker.protocol import IndexEntry, IndexPage, KeyKind
+from worker.protocol import HAND_SET_MAX, IndexEntry, IndexPage, KeyKind, Switch
 from worker.retention import Slice, roll_up
 from worker.tables import DamagedRow, SqliteTables
 from worker.wal import hides_commits
@@ -87,7 +88,9 @@ class Store:
                 self.hash_key = self._meta("hash_key")
                 self.schema = _user_version(self._db)
                 self.changes = self._tables.newest_amendment()
-                """Number of the newest change by an operator when it was opened."""
+                """Number of the newest change by an operator when it was opened, and…"""
+                self.warming = self._tables.switch().change
+                """…of the newest of whether caches are kept warm."""
             except (apsw.Error, DamagedRow, UnicodeDecodeError):
                 self.abandon()
                 raise
@@ -111,6 +114,11 @@ class Store:
                 # No frame may hold it: a daemon would refuse the page, and never have its index.
                 raise DamagedRow("a session key") from None
         return IndexPage(entries=entries, before=found[-1][0] if len(found) == limit else -1)
+
+    def switch(self) -> Switch:
+        """Whether caches are kept warm, as it is committed now."""
+        with _refusing(self.path):
+            return replace(self._tables.switch(), sessions=self._tables.hand_set(HAND_SET_MAX))
 
     def roll_up(self, after: int, *, before: int, live: frozenset[str]) -> Slice:
         """One slice of the walk that removes old ledger rows, in a transaction of its own (raises as `commit`)."""

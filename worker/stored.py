@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from msgspec import Struct
 
 from worker.ledger import DayKey, Sums
-from worker.protocol import Key, KeyKind, Row, Shape, Snapshot, Why
+from worker.protocol import HandSet, HandSetting, Key, KeyKind, Row, Shape, Snapshot, Switch, Why
 
 
 class Session(Struct, frozen=True, kw_only=True):
@@ -39,6 +39,10 @@ class Session(Struct, frozen=True, kw_only=True):
     forgotten_at: int = 0
     """0: a session.  Else a blank one, which stands for those that were forgotten then, and keeps their rows: nothing
     names it, and nothing that is told to anybody does."""
+    warm: HandSetting = ""
+    """What an operator said of keeping its cache warm, and…"""
+    warm_reset_at: int = 0
+    """…when (Unix milliseconds) what stood against it was last declared to be over."""
     snapshot: Snapshot | None = None
 
 
@@ -116,6 +120,9 @@ class Image(Struct, frozen=True, kw_only=True):
     """Of its rows that were removed by age already."""
 
 
+WarmVerb = Literal["warm on", "warm off", "warm reset"]
+
+
 class Amendment(Struct, frozen=True, kw_only=True):
     """One correction by an operator: what was done, and what is needed to undo it."""
 
@@ -123,7 +130,7 @@ class Amendment(Struct, frozen=True, kw_only=True):
     request: str
     """Drawn by whoever sent it."""
     at: int
-    verb: Literal["merge", "split", "undo", "forget", "adopt"]
+    verb: Literal["merge", "split", "undo", "forget", "adopt"] | WarmVerb
     session_id: str
     """Of an undo, both ids are those of what it took back; of sessions that were adopted, where they came from."""
     other_id: str
@@ -179,6 +186,20 @@ class Tables(Protocol):
     def put_lesson(self, client: str, name: str, lesson: Lesson) -> None: ...
     def add_to_session(self, session_id: str, sums: Sums) -> None: ...
     def add_to_day(self, day: DayKey, sums: Sums) -> None: ...
+
+    # What only keeping caches warm needs.
+    def has_ping(self, session_id: str, window_started_at: int) -> bool:
+        """A warm-up of that window is in the ledger."""
+        ...
+
+    def switch(self) -> Switch:
+        """Without the sessions that are set by hand."""
+        ...
+
+    def put_switch(self, switch: Switch) -> None: ...
+    def hand_set(self, limit: int) -> list[HandSet]:
+        """Sessions of which an operator said something."""
+        ...
 
     # What only corrections need.
     def rolled(self, session_id: str) -> Sums:

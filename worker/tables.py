@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from worker.idle import Idle
 from worker.ledger import DayKey, Sums
 from worker.protocol import (
     COUNT_MAX,
+    MILLISECONDS_MAX,
     WARMUP_CHARACTERS_MAX,
     Count,
+    HandSet,
+    HandSetting,
     Id,
     Key,
     KeyKind,
     Row,
     Shape,
     Snapshot,
+    Switch,
     Text,
     Usage,
     Why,
@@ -211,6 +215,28 @@ class SqliteTables:
         if epoch > self._epoch_floor():
             self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('epoch_floor', ?)", (str(epoch),))
 
+    # -- what only keeping caches warm needs -------------------------------------------------------------------------
+
+    def has_ping(self, session_id: str, window_started_at: int) -> bool:
+        return self._first(_PING, session_id, window_started_at) is not None
+
+    def switch(self) -> Switch:
+        found = self._first("SELECT value FROM meta WHERE name = 'warming'")
+        try:
+            return _switches.decode(found[0]) if found else Switch()
+        except (ValueError, RecursionError):
+            raise DamagedRow("its switch for keep-alive") from None  # It decides over money.
+
+    def put_switch(self, switch: Switch) -> None:
+        text = _encoder.encode(replace(switch, sessions=[], latches=[])).decode()
+        self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('warming', ?)", (text,))
+
+    def hand_set(self, limit: int) -> list[HandSet]:
+        try:
+            return msgspec.convert(list(self._execute(_HAND_SET, (limit,))), list[HandSet])
+        except ValueError:
+            raise DamagedRow("what was said of a session's keep-alive") from None
+
     # -- what only corrections need ----------------------------------------------------------------------------------
 
     def rolled(self, session_id: str) -> Sums:
@@ -286,7 +312,8 @@ class SqliteTables:
     def standing_after(self, number: int, session_ids: Sequence[str]) -> int:
         marks = ", ".join("?" * len(session_ids))
         found = self._first(
-            "SELECT coalesce(max(id), 0) FROM session_change WHERE id > ? AND verb <> 'undo' AND undone_by IS NULL "
+            "SELECT coalesce(max(id), 0) FROM session_change "
+            "WHERE id > ? AND verb <> 'undo' AND verb NOT LIKE 'warm %' AND undone_by IS NULL "
             f"AND (session_id IN ({marks}) OR other_id IN ({marks}))",
             number,
             *session_ids,
@@ -358,6 +385,8 @@ def session_of(values: tuple[Any, ...]) -> Session:
         raise DamagedRow(f"session {identity['session_id']!r:.80}")
     if not _is_id(identity["session_id"]):
         raise DamagedRow(f"session {identity['session_id']!r:.80}: its id")
+    if identity["warm"] not in get_args(HandSetting) or not _is_count(identity["warm_reset_at"], MILLISECONDS_MAX):
+        raise DamagedRow(f"session {identity['session_id']!r:.80}: what was said of its keep-alive")
     why = _why_of({name: identity.pop(name) for name in _WHY_FIELDS})
     shape = _shape_of(identity.pop("shape"))
     image = values[len(_IDENTITY_COLUMNS) :]
@@ -460,6 +489,7 @@ def _checksum(values: tuple[Value, ...]) -> int:
 _encoder: Final = msgspec.json.Encoder()
 _shapes: Final = msgspec.json.Decoder(Shape)
 _images: Final = msgspec.json.Decoder(list[Image])
+_switches: Final = msgspec.json.Decoder(Switch)
 
 _USAGE_FIELDS: Final = Usage.__struct_fields__
 _WHY_FIELDS: Final = Why.__struct_fields__
@@ -489,6 +519,7 @@ _ROW_FIELDS: Final = (
     "text_only",
     "origin",
     "confidence",
+    "window_started_at",
 )
 _FIRST_ROW_FIELDS: Final = _ROW_FIELDS.index("text_only") + 1
 ROW_COLUMNS: Final = (*_ROW_FIELDS, "checksum")
@@ -552,6 +583,12 @@ _PUT_HISTORY: Final = (
 )
 _PUT_HINT: Final = _upsert("session_hint", ("session_id", "name", "value", "turns"), ("session_id", "name"))
 _PUT_LESSON: Final = _upsert("learned_header", ("client", "name", "conversations", "contradicted"), ("client", "name"))
+_PING: Final = (
+    "SELECT 1 FROM ledger WHERE session_id = ? AND window_started_at = ? AND window_started_at > 0 AND kind = 'warmup'"
+)
+_HAND_SET: Final = (
+    "SELECT session_id, warm, warm_reset_at FROM session_state WHERE warm <> '' ORDER BY session_id LIMIT ?"
+)
 _PUT_AMENDMENT: Final = _upsert("session_change", _AMENDMENT_COLUMNS, ("id",))
 _ADOPTED: Final = (
     f"SELECT session_id, at, {', '.join(Sums._fields)} FROM session_adopted WHERE source = ? AND foreign_id = ?"

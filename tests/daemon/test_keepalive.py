@@ -1,4 +1,4 @@
-"""When a ping is sent, and for which reason it is not: worked out by hand, and as properties of any state there may be."""
+"""When a ping is sent, and for which reason it is not: worked out by hand, and as properties of any state there is."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from worker.idle import Idle
 from worker.ledger import DayKey, Sums
-from worker.protocol import Key, KeyKind, Row, Snapshot
+from worker.protocol import HandSet, Key, KeyKind, Row, Snapshot, Switch
 from worker.retention import Aging
 from worker.stored import Amendment, Holder, KeptKey, Lesson, Link, Opening, Seen, Session
 
@@ -52,6 +52,7 @@ class MemoryTables:
         self.amendments: dict[int, Amendment] = {}
         self.openings: dict[tuple[str, str], Opening] = {}
         self.floor: dict[str, int] = {}
+        self.switches: dict[str, Switch] = {}
         self.numbers: dict[str, int] = {}
         """The place of each session in its table; the last one's is given again when it is gone, as SQLite does."""
         self._events: dict[str, tuple[str, ...]] = {}
@@ -98,6 +99,11 @@ class MemoryTables:
     def put_row(self, row: Row) -> None:
         assert row.session_id in self.sessions
         stored = self.rows.get(row.event_id)
+        window = row.window_started_at
+        twins = [
+            self.rows[each].window_started_at for each in self._events.get(row.session_id, ()) if each != row.event_id
+        ]
+        assert not window or window not in twins, "the unique index of the real store"
         if stored is not None and stored.session_id != row.session_id:
             others = tuple(event for event in self._events[stored.session_id] if event != row.event_id)
             self._put("_events", stored.session_id, others)
@@ -167,6 +173,22 @@ class MemoryTables:
 
     def add_to_day(self, day: DayKey, sums: Sums) -> None:
         self._put("day_sums", day, self.day_sums.get(day, Sums()).plus(sums))
+
+    # -- what only keeping caches warm needs -------------------------------------------------------------------------
+
+    def has_ping(self, session_id: str, window_started_at: int) -> bool:
+        rows = (self.rows[event_id] for event_id in self._events.get(session_id, ()))
+        return any(row.kind == "warmup" and row.window_started_at == window_started_at > 0 for row in rows)
+
+    def switch(self) -> Switch:
+        return self.switches.get("all", Switch())
+
+    def put_switch(self, switch: Switch) -> None:
+        self._put("switches", "all", replace(switch, sessions=[], latches=[]))
+
+    def hand_set(self, limit: int) -> list[HandSet]:
+        found = sorted((each for each in self.sessions.values() if each.warm), key=lambda each: each.session_id)
+        return [HandSet(each.session_id, each.warm, each.warm_reset_at) for each in found[:limit]]
 
     # -- what only retention needs -----------------------------------------------------------------------------------
 
@@ -346,7 +368,11 @@ class MemoryTables:
         return max(self.amendments, default=0)
 
     def standing_after(self, number: int, session_ids: Sequence[str]) -> int:
-        standing = (each for each in self.amendments.values() if each.verb != "undo" and each.undone_by is None)
+        standing = (
+            each
+            for each in self.amendments.values()
+            if each.verb != "undo" and not each.verb.startswith("warm ") and each.undone_by is None
+        )
         met = (each.number for each in standing if {each.session_id, each.other_id} & set(session_ids))
         return max((each for each in met if each > number), default=0)
 

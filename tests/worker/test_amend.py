@@ -34,12 +34,18 @@ from worker.protocol import (
     SnapshotWrite,
     Split,
     Undo,
+    Warm,
     Why,
 )
 from worker.stored import Session, Tables
 from worker.tables import ROW_COLUMNS, SESSION_COLUMNS, SqliteTables, row_of, session_of
 
 LIVE = frozenset({"boot-1"})
+
+
+def ping_row(number: int, session: str, *, window: int, boot: str = "boot-1") -> Row:
+    """An open one."""
+    return row(number, session, settled=False, kind="warmup", boot=boot, window_started_at=STARTED_AT + window)
 
 
 class Desk:
@@ -99,6 +105,18 @@ class Desk:
         # The id of the row is that of its beginning, whatever the session is called now.
         event = next(each for each in self.memory.rows if each.endswith(f"{number:06d}"))
         self.apply(Booking(naming=ended, row=replace(settled, event_id=event), epoch=1, seen=0))
+
+    def ping(self, number: int, session: str, *, window: int = 1, settled: bool = True, boot: str = "boot-1") -> bool:
+        """A keep-alive by the session's owner, of the window of that turn; whether it might be sent."""
+        if not self.sql.switch().is_on:
+            self.amend(Warm(to="on"))
+        epoch = self.apply(Claim(naming=naming(session)), boot=boot).replies[0][1].epoch
+        opened = ping_row(number, session, window=window, boot=boot)
+        reply = self.apply(Booking(naming=naming(session), row=opened, epoch=epoch, seen=0), boot=boot).replies[0][1]
+        if settled and reply.entered:
+            ended = replace(opened, status="complete", ended_at=opened.started_at + 1, usage=USAGE, cost_nanousd=1_000)
+            self.apply(Booking(naming=naming(session), row=ended, epoch=epoch, seen=0), boot=boot)
+        return reply.entered
 
     def amend(self, act: Act, *, request: str = "", live: frozenset[str] = LIVE) -> Amended:
         return self.amending(act, request=request, live=live)[0]
