@@ -53,10 +53,17 @@ def credentials_of(named: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, found))
 
 
+def is_subscription(named: Mapping[str, str]) -> bool:
+    """A person's login rather than a key: what it may be used for is the client's own requests."""
+    credentials = credentials_of(named)
+    is_login = any(each.startswith((_LOGIN, _JWT)) for each in credentials)
+    return is_login or _LOGIN_FLAG in named.get("anthropic-beta", "")
+
+
 def _claims(token: str) -> dict[str, Any]:
     """The payload of a JWT; empty for anything else."""
     parts = token.split(".")
-    if len(parts) != 3 or not token.startswith("eyJ") or len(token) > TOKEN_CHARACTERS_MAX:
+    if len(parts) != 3 or not token.startswith(_JWT) or len(token) > TOKEN_CHARACTERS_MAX:
         return {}
     try:
         payload = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
@@ -75,6 +82,9 @@ def _text(source: dict[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+_JWT: Final = "eyJ"
+_LOGIN: Final = "sk-ant-oat"
+_LOGIN_FLAG: Final = "oauth-"
 _OPENAI_CLAIM: Final = "https://api.openai.com/auth"
 _ACCOUNT_CHARACTERS: Final = 16
 """64 bits: two among a million accounts share them once in 10⁷ installations."""

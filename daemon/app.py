@@ -34,6 +34,7 @@ from daemon.sessions import Sessions
 from daemon.spill import Write
 from daemon.spillfiles import CanNotKeep, SpillFiles, spill_directories
 from daemon.upstream import Upstream
+from daemon.warmer import Warmer
 from daemon.worker_client import WorkerClient
 from worker import protocol
 from worker.curve import daemon_keys
@@ -118,7 +119,7 @@ class Daemon:
         # The first daemon of every machine has the same name; the worker takes two of one name for one.
         self._instance = f"{instance}@{os.uname().nodename}"
         self._version = version("perdure")
-        self._started_at = time.time_ns() // 1_000_000
+        self._started_at = _wall()
         self._outbox = Outbox(settings.outbox_writes)
         self._metrics = Metrics()
         self._sessions = _sessions(settings, log)
@@ -130,6 +131,7 @@ class Daemon:
             metrics=self._families,
             state=lambda: self.phase.name.lower(),
             refused=self._metrics.refused.inc,
+            latches=lambda: self._warmer.latches(),
             log=log,
         )
         self._sessions.start(self._link)
@@ -143,25 +145,46 @@ class Daemon:
             standing=self._standing,
             account_aliases=settings.account_aliases,
             adopted=self._adoption.is_first_look_over,
+            warming=lambda: self._warmer.shown(),
         )
         self._presence = Presence(settings.runtime_dir, self._instance, self._standing, log)
         self._upstream = Upstream(ca_file=settings.ca_file)
         self._server = HttpServer(self._metrics.requested)
-        self._gateway = Gateway(
+        self._warmer = self._made_warmer(boot)
+        self._gateway = self._made_gateway(boot)
+
+    def _made_gateway(self, boot: str) -> Gateway:
+        return Gateway(
             boot=boot,
-            urls=settings.provider_urls,
-            admission=Admission(settings.token, settings.hosts),
-            body_bytes_max=settings.body_bytes,
-            rules=rules_of(settings),
+            urls=self.settings.provider_urls,
+            admission=Admission(self.settings.token, self.settings.hosts),
+            body_bytes_max=self.settings.body_bytes,
+            rules=rules_of(self.settings),
             own=self._own,
             sessions=self._sessions,
             link=self._link,
             upstream=self._upstream,
-            prices=Prices(settings.models),
+            warmer=self._warmer,
+            prices=Prices(self.settings.models),
             metrics=self._metrics,
-            now=lambda: time.time_ns() // 1_000_000,
+            now=_wall,
             draw_id=lambda: secrets.token_hex(16),
-            log=log,
+            log=self._log,
+        )
+
+    def _made_warmer(self, boot: str) -> Warmer:
+        return Warmer(
+            boot=boot,
+            sessions=self._sessions,
+            link=self._link,
+            upstream=self._upstream,
+            prices=Prices(self.settings.models),
+            metrics=self._metrics,
+            now=_wall,
+            steady=time.monotonic,
+            draw_id=lambda: secrets.token_hex(16),
+            key=secrets.token_bytes(32),
+            log=self._log,
         )
 
     async def run(self) -> None:
@@ -182,6 +205,7 @@ class Daemon:
         self._background["pulse"] = asyncio.create_task(tick(PULSE_SECONDS / 2, self._pulse), name="pulse")
         adopting = self._adoption.run(lambda: self.settings.tick_seconds)
         self._background["adoption"] = asyncio.create_task(adopting, name="adoption")
+        self._background["warmer"] = asyncio.create_task(self._warmer.run(), name="warmer")
         for task in self._background.values():
             task.add_done_callback(self._on_background_end)
         self._start_tick()
@@ -228,7 +252,7 @@ class Daemon:
         self._gateway.urls = settings.provider_urls
         self._gateway.admission = Admission(settings.token, settings.hosts)
         self._gateway.body_bytes_max = settings.body_bytes
-        self._gateway.prices = Prices(settings.models)
+        self._gateway.prices = self._warmer.prices = Prices(settings.models)
         self._own.account_aliases = settings.account_aliases
         self._outbox.limit = settings.outbox_writes
         if settings.tick_seconds != before.tick_seconds and self.phase in (Phase.STARTING, Phase.RUNNING):
@@ -250,6 +274,7 @@ class Daemon:
         notice_seconds = 0.0 if self._listen_fd is not None else self.settings.notice_seconds
         longest_seconds = notice_seconds + self.settings.drain_seconds + FLUSH_SECONDS + STOP_MARGIN_SECONDS
         self._notifier.stopping(self.status(), within_seconds=longest_seconds)
+        await self._warmer.stop()
         await self._server.drain(IDLE_DRAIN_SECONDS, self.settings.drain_seconds, notice_seconds)
         self._become(Phase.FLUSHING)
         deadline = time.monotonic() + FLUSH_SECONDS
@@ -360,6 +385,11 @@ def _sessions(settings: Settings, log: logging.Logger) -> Sessions:
         log=log,
         key_file=KeyFile(Path(settings.runtime_dir) / "hash.key", log) if settings.runtime_dir else None,
     )
+
+
+def _wall() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -59,6 +59,11 @@ class Booking:
         return self._current.session_id
 
     @property
+    def is_child(self) -> bool:
+        """It is a sub-agent's."""
+        return bool(self._naming.parent)
+
+    @property
     def _current(self) -> Held:
         return self._sessions.current(self._held, self._row.event_id)
 
@@ -75,7 +80,7 @@ class Booking:
         """Write the end; gives its sequence.  Never waits: a handler that is being cancelled can do it too."""
         assert not self.is_settled
         self.is_settled = True
-        self._row = self._settled_row(answer, status, http_status)
+        self._row = settled_row(self._row, answer, status, http_status, prices=self._prices, at=self._now())
         naming = self._naming
         if status == "complete":
             naming = answered(naming, self._known, answer)
@@ -89,27 +94,28 @@ class Booking:
         body = protocol.Booking(naming=naming, row=row, epoch=held.epoch, seen=held.position)
         return self._link.put(command, body)
 
-    def _settled_row(self, answer: Answer, status: Status, http_status: int) -> Row:
-        row = self._row
-        cost, ceiling = None, row.cap_ceiling
-        if answer.usage is not None:
-            cost = self._prices.price_nanousd(row.provider, row.model, answer.usage, row.started_at)
-            prompt_tokens = answer.usage.prompt_tokens
-            # Longer than was thought possible, or than is thrifty: which of them, the prices know.
-            if prompt_tokens > ceiling > 0:
-                ceiling = self._prices.cap_ceiling(row.provider, row.model, prompt_tokens=prompt_tokens)
-        return replace(
-            row,
-            status=status,
-            # A row is settled once it has an end; the clock may have stepped back since its start.
-            ended_at=max(self._now(), row.started_at, 1),
-            http_status=http_status,
-            usage=answer.usage,
-            cost_nanousd=cost,
-            price_version=self._prices.price_version(row.provider, row.model) if cost is not None else "",
-            text_only=answer.text_only,
-            cap_ceiling=ceiling,
-        )
+
+def settled_row(row: Row, answer: Answer, status: Status, http_status: int, *, prices: Prices, at: int) -> Row:
+    """The row as it ended, at that time (Unix milliseconds)."""
+    cost, ceiling = None, row.cap_ceiling
+    if answer.usage is not None:
+        cost = prices.price_nanousd(row.provider, row.model, answer.usage, row.started_at)
+        prompt_tokens = answer.usage.prompt_tokens
+        # Longer than was thought possible, or than is thrifty: which of them, the prices know.
+        if prompt_tokens > ceiling > 0:
+            ceiling = prices.cap_ceiling(row.provider, row.model, prompt_tokens=prompt_tokens)
+    return replace(
+        row,
+        status=status,
+        # A row is settled once it has an end; the clock may have stepped back since its start.
+        ended_at=max(at, row.started_at, 1),
+        http_status=http_status,
+        usage=answer.usage,
+        cost_nanousd=cost,
+        price_version=prices.price_version(row.provider, row.model) if cost is not None else "",
+        text_only=answer.text_only,
+        cap_ceiling=ceiling,
+    )
 
 
 def open_row(

@@ -35,6 +35,7 @@ from daemon.routing import Route, is_own, route_of
 from daemon.sessions import Place, Sessions
 from daemon.trace import trace_id_of
 from daemon.upstream import Reply, Upstream, UpstreamCut, UpstreamError, UpstreamTimeout
+from daemon.warmer import Sent, Warmer
 from daemon.worker_client import WorkerClient
 from worker.logs import fields
 from worker.protocol import Status
@@ -67,6 +68,7 @@ class Gateway:
         sessions: Sessions,
         link: WorkerClient,
         upstream: Upstream,
+        warmer: Warmer,
         prices: Prices,
         metrics: Metrics,
         rules: Rules,
@@ -85,6 +87,7 @@ class Gateway:
         self._sessions = sessions
         self._link = link
         self._upstream = upstream
+        self._warmer = warmer
         self._metrics = metrics
         self._now = now
         self._draw_id = draw_id
@@ -149,6 +152,8 @@ class Gateway:
                 booking.settle(Answer(), "interrupted", 0)
             seconds = time.monotonic() - arrived
             self._metrics.request_seconds.observe(seconds)
+            sent = Sent(turn, incoming.headers, route.url, plain, booking.is_child, arrived)
+            self._warmer.touched(booking.row, booking.session_id, sent)
             if self._log.isEnabledFor(logging.INFO):
                 said = _said_of(booking, course, seconds, trace_id_of(incoming.headers))
                 self._log.info("turn settled", extra=said)

@@ -19,12 +19,13 @@ end: earlier would buy less, later might find the cache cold, and pay for the wr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
 from daemon.warming import GAP_BINS, GAP_EDGES_SECONDS, Ttl, Warming
+from worker.protocol import HandSetting, Usage
 
 WINDOW_SECONDS: Final[dict[Ttl, float]] = {"5m": 300.0, "1h": 3_600.0}
 """How long the provider keeps what was touched."""
@@ -58,6 +59,7 @@ Reason = Literal[
     "breaker",
     "few-turns",
     "no-cache",
+    "no-request",
     "no-price",
     "break-even",
     "cold",
@@ -78,6 +80,7 @@ SENTENCES: Final[dict[Reason, str]] = {
     "breaker": "the last pings neither read nor wrote a cache",
     "few-turns": f"fewer than {TURNS_MIN} turns are known",
     "no-cache": "the last turns touched no cache, or did not tell how long it is kept",
+    "no-request": "its last request is not in this daemon's memory: it comes with the next turn",
     "no-price": "no price of the model is known, or reading its cache is no cheaper than writing it",
     "break-even": "more pings in this pause would cost more than coming back can save",
     "cold": "the last ping of this pause found the cache cold",
@@ -86,9 +89,6 @@ SENTENCES: Final[dict[Reason, str]] = {
 }
 EVIDENCE: Final[frozenset[Reason]] = frozenset({"unlikely"})
 """What an operator who wants a session kept warm overrides."""
-
-Setting = Literal["", "on", "off", "auto"]
-"""What an operator said of one session; auto: nothing, whatever was known before."""
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -111,9 +111,20 @@ class Facts(Struct, frozen=True, kw_only=True):
     is_child: bool = False
     is_signed: bool = False
     is_subscription: bool = False
-    setting: Setting = ""
+    setting: HandSetting = ""
     latch: Reason | None = None
     """One that is in force: `credential`, `thinking`, `backoff` or `breaker`."""
+    has_request: bool = True
+    """There is something to be sent again."""
+
+
+Price = Callable[[Usage], int | None]
+"""Nano-dollars of some tokens of one model; None where they are not known."""
+
+
+class Stakes(NamedTuple):
+    ping_nanousd: int | None
+    saves_nanousd: int | None
 
 
 class Verdict(NamedTuple):
@@ -141,6 +152,24 @@ def decide(facts: Facts) -> Verdict:
     return Verdict(send=True)
 
 
+def stakes_of(usage: Usage, ttl: Ttl | None, price: Price) -> Stakes:
+    """What a ping after that turn costs, and what writing its cached prompt again costs more than reading it."""
+    cached = usage.cache_read_tokens + usage.cache_write_tokens
+    read = price(Usage(cache_read_tokens=cached))
+    write = price(Usage(cache_write_1h_tokens=cached) if ttl == "1h" else Usage(cache_write_5m_tokens=cached))
+    return Stakes(
+        ping_nanousd=price(Usage(input_tokens=usage.input_tokens, cache_read_tokens=cached)),
+        saves_nanousd=None if read is None or write is None else write - read,
+    )
+
+
+def ttl_after(usage: Usage, before: Ttl | None) -> Ttl | None:
+    """How long is kept what a turn left in the cache: the shortest of what was written."""
+    if usage.cache_write_5m_tokens:
+        return "5m"
+    return "1h" if usage.cache_write_1h_tokens else before
+
+
 def bar(facts: Facts) -> Reason | None:
     """What forbids a ping whatever it costs."""
     if not facts.speaks_messages:
@@ -161,7 +190,9 @@ def bar(facts: Facts) -> Reason | None:
         return "few-turns"
     if facts.ttl is None or not facts.warming.window_started_at:
         return "no-cache"
-    return "cold" if facts.warming.is_break_cold else None
+    if facts.warming.is_break_cold:
+        return "cold"
+    return None if facts.has_request else "no-request"
 
 
 def is_forced(facts: Facts) -> bool:

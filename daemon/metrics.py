@@ -14,6 +14,7 @@ from typing import Final, Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from daemon.gradient import BUST_RATIO, bust_ratio
+from daemon.keepalive import Reason
 from worker.protocol import Row, Status
 
 Kind = Literal["turn", "passed", "own", "refused"]
@@ -22,6 +23,11 @@ us, without asking a provider."""
 Outcome = Literal["2xx", "3xx", "4xx", "5xx", "cut", "gone"]
 """The class of the answer's status, if the answer was complete; cut: it broke off on our side or the provider's; gone:
 the client was."""
+Mode = Literal["live", "shadow"]
+"""Of a decision over a ping: live, where it is sent; shadow, where it is only counted."""
+PingOutcome = Literal["hit", "cold", "nothing", "error", "cut", "unsent", "refused"]
+"""hit: it read the cache; cold: it found none and wrote it; nothing: neither; error: the provider's, or none could be
+reached; cut: it took too long, or the daemon was stopped; unsent: something came in between; refused: by the worker."""
 OTHER_MODEL: Final = "other"
 SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Bucket bounds for whole requests: coding agents' turns take from half a second to ten minutes."""
@@ -69,6 +75,15 @@ class Metrics:
         for status in get_args(Status):
             self._side_calls.labels(status)
             self._pings.labels(status)
+        self._outcomes = Counter("perdure_ping_outcomes", "Pings by what came of them", ["outcome"], registry=registry)
+        for outcome in get_args(PingOutcome):
+            self._outcomes.labels(outcome)
+        self._decisions = Counter(
+            "perdure_ping_decisions", "What was decided over windows", ["mode", "decision"], registry=registry
+        )
+        for mode in get_args(Mode):
+            for decision in ("send", *get_args(Reason)):
+                self._decisions.labels(mode, decision)
         self._tokens = Counter("perdure_tokens", "Tokens by kind, disjoint", [*by_model, "kind"], registry=registry)
         self._cost = Counter("perdure_cost_nanousd", "Known cost, nano-dollars", by_model, registry=registry)
         self._busts = Counter(
@@ -121,6 +136,14 @@ class Metrics:
     def requested(self, kind: Kind, outcome: Outcome) -> None:
         """A request is over."""
         self._requests.labels(kind, outcome).inc()
+
+    def decided(self, mode: Mode, decision: Reason | Literal["send"]) -> None:
+        """Whether a window's ping is sent, or why not."""
+        self._decisions.labels(mode, decision).inc()
+
+    def pinged(self, outcome: PingOutcome) -> None:
+        """A ping is over."""
+        self._outcomes.labels(outcome).inc()
 
     def looked(self, *, is_degraded: bool, now: float) -> None:
         """The time since the last look, in monotonic seconds, was spent as that look found it."""

@@ -42,6 +42,7 @@ class OwnPaths:
         standing: Callable[[], DaemonStanding],
         account_aliases: Mapping[str, str],
         adopted: asyncio.Event,
+        warming: Callable[[], dict[str, Any]],
     ) -> None:
         self.account_aliases = account_aliases
         """The operator's names for accounts; may be replaced at any time."""
@@ -49,6 +50,7 @@ class OwnPaths:
         self._adopted = adopted
         self._metrics = metrics
         self._standing = standing
+        self._warming = warming
         # Read once: it is in a file, and who asks for health may ask when no descriptor is left.
         self._version = version("perdure")
         self._given_up = asyncio.Event()
@@ -84,6 +86,8 @@ class OwnPaths:
             await self._session(incoming, unquote(incoming.path.removeprefix("/api/sessions/")))
         elif incoming.path == "/api/costs":
             await self._costs(incoming)
+        elif incoming.path == "/api/warm":
+            await incoming.respond(200, orjson.dumps(self._warming()), JSON)
         elif incoming.path == "/api/status":
             await self._status(incoming)
         else:

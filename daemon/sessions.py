@@ -89,6 +89,7 @@ class Sessions:
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._aliases: dict[str, str] = {}
         self._claims: dict[int, Held] = {}
+        self._unentered: set[str] = set()
         self._key_file = key_file
         self._hash_keys = HashKeys(store=None, early=early_key)
         self._look_for_key()
@@ -237,6 +238,9 @@ class Sessions:
         match entry.body:
             case protocol.Claim():
                 self._claimed(entry, reply)
+            case protocol.Booking() as booking if not reply.entered:
+                if not entry.is_adopted:
+                    self._unentered.add(booking.row.event_id)
             case protocol.Booking() as booking:
                 (self._adopted if entry.is_adopted else self._booked)(booking, reply)
             case protocol.SnapshotWrite() as write:
@@ -250,6 +254,8 @@ class Sessions:
                 if held is not None:
                     held.become(Phase.LOST)
             case protocol.Booking(row=row):
+                if row.kind == "warmup" and not row.is_settled:
+                    self._unentered.add(row.event_id)
                 held = self._at(row.session_id)
                 if held is not None:
                     held.pending.pop(row.event_id, None)
@@ -265,6 +271,16 @@ class Sessions:
 
     def indexed(self, entries: list[protocol.IndexEntry]) -> None:
         self._index.load(entries)
+
+    def was_refused(self, event_id: str) -> bool:
+        """A ping was not entered, as the worker has said; told once."""
+        is_refused = event_id in self._unentered
+        self._unentered.discard(event_id)
+        return is_refused
+
+    def find(self, session_id: str) -> Held | None:
+        """A session that is held here, by any name it had."""
+        return self._at(session_id)
 
     def amended(self) -> None:
         """An operator merged or split sessions: what was heard of names before may be wrong now.  Whose positions moved

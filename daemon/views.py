@@ -14,7 +14,7 @@ from msgspec import structs
 
 from daemon import state as states
 from daemon.state import EMPTY, SessionState
-from worker.protocol import Row, Why
+from worker.protocol import Row, Switch, Why
 from worker.records import Account, Change, Group, Record
 
 
@@ -75,6 +75,22 @@ def change_object(change: Change) -> dict[str, Any]:
     """A correction by an operator."""
     shown = {name: getattr(change, name) for name in Change.__struct_fields__}
     return {"change": shown.pop("number"), **shown, "at": iso(change.at)}
+
+
+def switch_object(switch: Switch) -> dict[str, Any]:
+    """Whether caches are kept warm: of all, of the sessions that are set by hand, and what stands against it."""
+    return {
+        "switch": "on" if switch.is_on else "off",
+        "reset_at": iso(switch.reset_at),
+        "by_hand": [
+            {"session_id": each.session_id, "setting": each.setting, "reset_at": iso(each.reset_at)}
+            for each in switch.sessions
+        ],
+        "latches": [
+            {"scope": each.scope, "name": each.name, "reason": each.reason, "until": iso(each.until)}
+            for each in switch.latches
+        ],
+    }
 
 
 def costs_object(groups: Iterable[Group], account_aliases: Mapping[str, str]) -> dict[str, Any]:

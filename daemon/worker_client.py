@@ -81,9 +81,11 @@ class WorkerClient:
         metrics: Callable[[], list[protocol.Family]],
         state: Callable[[], str] = str,
         refused: Callable[[], None] = lambda: None,
+        latches: Callable[[], list[protocol.Latch]] = list,
         log: logging.Logger,
     ) -> None:
-        """`state`: where this process's life stands, for people; `refused` counts a frame that was not understood."""
+        """`state`: where this process's life stands, for people; `refused` counts a frame that was not understood;
+        `latches`: what keeps this process from keeping caches warm, likewise for people."""
         self.state = LinkState.CONNECTING
         self.preloaded = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -97,6 +99,8 @@ class WorkerClient:
         self._outbox = outbox
         self._metrics = metrics
         self._life = state
+        self._latches = latches
+        self._warming = 0
         self._count_refused = refused
         self._has_refused = False
         self._log = log
@@ -121,6 +125,13 @@ class WorkerClient:
     def is_heard(self) -> bool:
         """The worker answers and commits: an acknowledgement is worth waiting for."""
         return self.state is LinkState.READY and self._welcome is not None and self._committing
+
+    @property
+    def switched(self) -> tuple[str, int, int] | None:
+        """Tells one state of the switch for keep-alive from another; None while the worker was not heard."""
+        store = self._welcome or self._former
+        # Sessions that were joined or parted may bring what was said of them along.
+        return (store.incarnation, self._changes or 0, self._warming) if store else None
 
     def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -179,7 +190,8 @@ class WorkerClient:
         answer = self._queries[sequence] = self._loop.create_future()
         try:
             if body.what == "metrics":
-                self._send(Command.PING, protocol.Ping(metrics=self._metrics(), state=self._life()))
+                ping = protocol.Ping(metrics=self._metrics(), state=self._life(), latches=self._latches())
+                self._send(Command.PING, ping)
             self._send(Command.QUERY, body, sequence)
             await asyncio.wait([answer], timeout=patience_seconds)
             return answer.result() if answer.done() else None
@@ -217,7 +229,7 @@ class WorkerClient:
         elif self.state is LinkState.SILENT or now - self._last_ping >= PING_SECONDS:
             self._last_ping = now
             metrics = self._metrics() if self.is_heard else None
-            self._send(Command.PING, protocol.Ping(metrics=metrics, state=self._life()))
+            self._send(Command.PING, protocol.Ping(metrics=metrics, state=self._life(), latches=self._latches()))
         self._flush()
 
     def _flush(self) -> None:
@@ -301,8 +313,9 @@ class WorkerClient:
                 self._welcomed(welcome)
             case protocol.WhoAreYou():
                 self._welcome_again()
-            case protocol.Pong(committing=committing, changes=changes):
+            case protocol.Pong(committing=committing, changes=changes, warming=warming):
                 self._committing = committing
+                self._warming = warming
                 self._changed(changes)
             case protocol.Acks(replies=replies):
                 for reply in replies:
@@ -333,6 +346,7 @@ class WorkerClient:
             self._outbox.resend_all()
             self._has_refused = False
             self._log.info("worker %s (boot %s) is there", welcome.version, welcome.boot)
+        self._warming = welcome.warming
         new_store = former is not None and former.incarnation != welcome.incarnation
         self._committing = True
         if self.state is not LinkState.READY:

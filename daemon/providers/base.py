@@ -59,6 +59,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     its own among the configured places."""
     has_prompt: bool = False
     """The provider keeps a prompt that this request names."""
+    thinks: bool = False
+    """It grants a budget for thinking, which the limit of the answer has to exceed."""
     system: msgspec.Raw = ABSENT
     """What the client says as system beside the conversation, not decoded."""
     tools: msgspec.Raw = ABSENT

@@ -59,6 +59,7 @@ class Body(CommonBody):
     messages: Field = None
     system: msgspec.Raw = ABSENT
     max_tokens: msgspec.Raw = ABSENT
+    thinking: msgspec.Raw = ABSENT
 
 
 def turn_of(body: Body, minted: Named) -> Turn:
@@ -74,6 +75,7 @@ def turn_of(body: Body, minted: Named) -> Turn:
         hints=hints_in(body),
         account_claim=account if is_id(account) else "",
         output_limit=limit_in(body.max_tokens),
+        thinks=string_under(body.thinking, ("type",)) == "enabled",
         system=body.system,
         tools=body.tools,
         entries=entries,

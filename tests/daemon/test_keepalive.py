@@ -19,15 +19,16 @@ from daemon.keepalive import (
     WINDOW_SECONDS,
     Facts,
     Reason,
-    Setting,
     breaker_until,
     chance_of_return,
     decide,
+    stakes_of,
     survival,
+    ttl_after,
 )
 from daemon.warming import GAP_BINS, GAP_EDGES_SECONDS, TTLS, Ttl, Warming, observe, place_of
 from tests.daemon.test_warming import COLD, NOON, WARM, row
-from worker.protocol import Usage
+from worker.protocol import HandSetting, Usage
 
 PING: Final = 3_000_000
 SAVES: Final = 34_500_000
@@ -135,6 +136,7 @@ PROVOKED: Final[dict[Reason, dict[str, Any]]] = {
     "breaker": {"latch": "breaker"},
     "few-turns": {"warming": Warming(turns=2, window_started_at=NOON)},
     "no-cache": {"ttl": None},
+    "no-request": {"has_request": False},
     "no-price": {"ping_nanousd": None},
     "break-even": {"warming": Warming(turns=9, window_started_at=NOON, break_warmups=11)},
     "cold": {"warming": Warming(turns=9, window_started_at=NOON, is_break_cold=True)},
@@ -191,6 +193,30 @@ def test_ping_that_found_the_cache_cold_is_the_last_of_its_pause() -> None:
     assert not back.is_break_cold
 
 
+# -- money ---------------------------------------------------------------------------------------------------------
+
+
+def dollars_3_15(usage: Usage) -> int:
+    """A model at 3 dollars a million tokens of input, as a tenth, 1.25 times and twice that."""
+    short, long = 3_750 * usage.cache_write_5m_tokens, 6_000 * usage.cache_write_1h_tokens
+    return 3_000 * usage.input_tokens + 300 * usage.cache_read_tokens + short + long
+
+
+def test_stakes_are_a_read_of_what_is_cached_and_the_rest_against_writing_it_again() -> None:
+    usage = Usage(input_tokens=10, cache_read_tokens=900, cache_write_5m_tokens=100, output_tokens=5_000)
+    assert stakes_of(usage, "5m", dollars_3_15) == (30_000 + 300_000, 3_750_000 - 300_000)
+    assert stakes_of(usage, "1h", dollars_3_15) == (30_000 + 300_000, 6_000_000 - 300_000)
+    assert stakes_of(usage, "5m", lambda _: None) == (None, None)
+
+
+def test_window_is_that_of_the_shortest_write_and_stays_where_nothing_is_written() -> None:
+    both = Usage(cache_write_5m_tokens=1, cache_write_1h_tokens=9)
+    assert ttl_after(both, "1h") == "5m"
+    assert ttl_after(Usage(cache_write_1h_tokens=9), "5m") == "1h"
+    assert ttl_after(Usage(cache_read_tokens=9), "1h") == "1h"
+    assert ttl_after(Usage(), None) is None
+
+
 # -- whatever the state --------------------------------------------------------------------------------------------
 
 TALLIES = st.integers(0, 60)
@@ -218,8 +244,9 @@ ANY = st.builds(
     is_child=st.booleans(),
     is_signed=st.booleans(),
     is_subscription=st.booleans(),
-    setting=st.sampled_from(get_args(Setting)),
+    setting=st.sampled_from(get_args(HandSetting)),
     latch=st.sampled_from([None, None, "credential", "thinking", "backoff", "breaker"]),
+    has_request=st.booleans(),
 )
 
 

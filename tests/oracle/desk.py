@@ -147,6 +147,7 @@ class Daemon:
             sessions=self.sessions,
             link=cast(Any, self.link),
             upstream=cast(Any, _Upstream()),
+            warmer=cast(Any, _NoWarmer()),
             prices=cast(Any, _FlatPrices()),
             metrics=cast(Any, _NoMetrics()),
             rules=rules_of(Settings()),
@@ -365,6 +366,13 @@ class _FlatPrices:
 
     def cap_ceiling(self, _provider: str, _model: str, **_known: object) -> int:
         return 266_666
+
+
+class _NoWarmer:
+    """Keeps no cache warm."""
+
+    def touched(self, _row: protocol.Row, _session_id: str, _sent: object) -> None:
+        pass
 
 
 class _NoMetrics:
