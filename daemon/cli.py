@@ -17,7 +17,20 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
-from daemon.verbs import control, correcting, costs, doctor, importing, keeping, keys, looking, run, running, units
+from daemon.verbs import (
+    control,
+    correcting,
+    costs,
+    doctor,
+    importing,
+    keeping,
+    keys,
+    looking,
+    run,
+    running,
+    units,
+    warm,
+)
 from daemon.verbs.parsing import Parser, flags_of
 from daemon.verbs.screen import say
 from worker import runtime
@@ -103,6 +116,6 @@ def _parser() -> Parser:
     parser.example = "Example:  perdure up      then, elsewhere:  perdure run -- claude"
     parser.add_argument("--version", action="version", version=f"perdure {version('perdure')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for purpose in (running, run, control, looking, costs, doctor, keys, keeping, importing, correcting, units):
+    for purpose in (running, run, control, looking, costs, doctor, keys, keeping, importing, correcting, warm, units):
         purpose.add(verbs)
     return parser

@@ -37,7 +37,7 @@ ARRIVAL_SECONDS: Final = 5.0
 TURNS_MIN: Final = 3
 """Main turns before anything is known of a session."""
 GAPS_TRUSTED: Final = 20
-"""Pauses of its own after which a session is judged by these alone."""
+"""Pauses of its own after which a session is judged by these alone, and all sessions by theirs."""
 FAILURES_MAX: Final = 3
 """Pings in a row that neither read nor wrote a cache, after which the breaker of that session, model and upstream is
 open."""
@@ -250,10 +250,15 @@ def survival(counts: Sequence[int], seconds: float) -> float:
 
 
 def blended_survival(facts: Facts, seconds: float) -> float:
-    """The session's own pauses count the more, the more of them are known."""
-    weight = min(facts.warming.gaps / GAPS_TRUSTED, 1.0)
-    own, hosts = survival(facts.warming.gap_counts, seconds), survival(facts.host_gaps, seconds)
-    return weight * own + (1.0 - weight) * hosts
+    """The session's own pauses count the more, the more of them are known; so do those of all sessions, beside the
+    belief that everybody stays away for longer, which is what no pauses at all say."""
+    hosts = _weighed(facts.host_gaps, seconds, 1.0)
+    return _weighed(facts.warming.gap_counts, seconds, hosts)
+
+
+def _weighed(counts: Sequence[int], seconds: float, otherwise: float) -> float:
+    weight = min(sum(counts) / GAPS_TRUSTED, 1.0)
+    return weight * survival(counts, seconds) + (1.0 - weight) * otherwise
 
 
 def _log_odds_finished(facts: Facts) -> float:

@@ -52,6 +52,7 @@ def session_page(shown: Mapping[str, Any], screen: Screen) -> str:
         ("Cost", f"{money(shown['cost_nanousd'])}; rows without a price: {shown['unpriced_turns']}"),
         *_tree_lines(shown),
         ("Cache TTL", shown["resolved_conversation_ttl"]),
+        *_keep_alive_lines(shown["keep_alive"], shown["session_id"]),
         *_gradient_lines(shown["gradient"]),
         *(("Warning", warning) for warning in shown.get("warnings", [])),
     ]
@@ -93,6 +94,15 @@ def change_line(shown: Mapping[str, Any]) -> str:
     return plain(f"change {shown['change']}, {at}: {_did(shown)}{undone}")
 
 
+def switched_line(shown: Mapping[str, Any]) -> str:
+    """What was said of keep-alive."""
+    whose = f"of session {shown['session_id']}" if shown["session_id"] else "of all sessions"
+    if shown["verb"] == "warm reset":
+        settings = f", {many(shown['moved'], 'setting')} by hand among them" if shown["moved"] else ""
+        return f"what stood against keep-alive {whose} is over{settings}"
+    return f"keep-alive {whose} is {shown['verb'].removeprefix('warm ')}"
+
+
 def changes_table(screen: Screen) -> Table:
     return Table(_CHANGE_COLUMNS, screen.width, screen.paint)
 
@@ -118,6 +128,8 @@ def _did(shown: Mapping[str, Any]) -> str:
         return f"split {moved} off {session_id} into {other_id}"
     if shown["verb"] == "adopt":
         return f"adopted {many(shown['moved'], 'session')} of {session_id}"
+    if shown["verb"].startswith("warm"):
+        return switched_line(shown)
     if shown["verb"] == "forget":
         return f"forgot {session_id}, {moved} kept in the sums"
     return f"took back change {shown['undoes']}, {moved} between {session_id} and {other_id}"
@@ -170,6 +182,19 @@ def _because(shown: Mapping[str, Any]) -> str:
     return f"{shown['reason']} ({shown['confidence']})" if shown["confidence"] else shown["reason"]
 
 
+def _keep_alive_lines(shown: Mapping[str, Any], session_id: str) -> list[tuple[str, object]]:
+    """What an operator said, and what stands against it: of this session alone."""
+    lines: list[tuple[str, object]] = []
+    if shown["disabled"]:
+        lines.append(("Keep-alive", f"off: {shown['disabled']}"))
+    elif shown["forced"]:
+        lines.append(("Keep-alive", "on by hand, whatever the evidence says"))
+    if shown["breaker_until"]:
+        said = f"pings to {shown['breaker_of']} failed: none before {shown['breaker_until']}"
+        lines.append(("  breaker", f"{said}; `perdure warm --reset {session_id}` closes it"))
+    return lines
+
+
 def _gradient_lines(gradient: Mapping[str, Any] | None) -> list[tuple[str, object]]:
     """What is learned of the prompt cache; a negative figure means that there is none yet."""
     if gradient is None:
@@ -215,7 +240,7 @@ _ROW_COLUMNS: Final = (
 _CHANGE_COLUMNS: Final = (
     Column("CHANGE", 6, form="figure"),
     Column("AT (UTC)", 16),
-    Column("WHAT", 9),
+    Column("WHAT", 10),
     Column("ROWS", 6, form="figure"),
     Column("FROM", 12, 32, "id"),
     Column("TO", 12, 32, "id"),

@@ -6,13 +6,15 @@ whatever the tick.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from msgspec import structs
 
 from daemon import state as states
+from daemon.keepalive import breaker_until
+from daemon.savings import Saving, Told, total_of
 from daemon.state import EMPTY, SessionState
 from worker.protocol import Row, Switch, Why
 from worker.records import Account, Change, Group, Record
@@ -63,12 +65,52 @@ def account_object(account: Account, account_aliases: Mapping[str, str]) -> dict
     shown["sub_agents"] = account.children
     shown["forks"] = account.forks
     shown["changes"] = [change_object(change) for change in account.changes]
+    shown["keep_alive"] = _keep_alive(account.record, account.warm_reset_at)
     shown["epoch"] = account.record.session.epoch
     shown["owner"] = account.record.session.owner or None
     shown["snapshot_generation"] = account.record.session.snapshot.generation if account.record.session.snapshot else 0
     shown["keys"] = [{"kind": kind, "name": name, "value": value} for kind, name, value in account.keys]
     shown["newest_rows"] = [row_object(row) for row in account.newest]
     return shown
+
+
+def savings_object(switch: Switch, told: Sequence[Told], since: str) -> dict[str, Any]:
+    """What keeping caches warm has cost and saved from a day on, and what it would have where nothing was sent."""
+    sent, shadow = total_of(told)
+    settings = {each.session_id: each.setting for each in switch.sessions}
+    return {
+        **switch_object(switch),
+        "since": since,
+        "total": {"sent": _saving(sent), "shadow": _saving(shadow)},
+        "sessions": [
+            {
+                "session_id": each.session_id,
+                "client": each.client or None,
+                "setting": settings.get(each.session_id) or None,
+                "sent": _saving(each.sent),
+                "shadow": _saving(each.shadow),
+            }
+            for each in told
+        ],
+    }
+
+
+def _saving(saving: Saving) -> dict[str, int]:
+    return {**structs.asdict(saving), "net_nanousd": saving.net_nanousd}
+
+
+def _keep_alive(record: Record, reset_at: int) -> dict[str, Any]:
+    """What an operator said of it, and what stands against it; `reset_at`: when that was over of all sessions."""
+    session, warming = record.session, _state(record)[0].warming
+    until = breaker_until(warming, warming.ping_place, max(reset_at, session.warm_reset_at))
+    return {
+        "setting": session.warm or None,
+        "reset_at": iso(session.warm_reset_at),
+        "forced": session.warm == "on" or (not session.warm and warming.forced),
+        "disabled": "by hand" if session.warm == "off" else None if session.warm else warming.disabled,
+        "breaker_until": iso(until),
+        "breaker_of": warming.ping_place or None,
+    }
 
 
 def change_object(change: Change) -> dict[str, Any]:

@@ -34,6 +34,7 @@ __all__ = [
     "page_of_sessions",
     "rows_of",
     "session_named",
+    "sub_agents",
     "totals_of",
 ]
 
@@ -107,6 +108,8 @@ class Account(Struct, frozen=True, kw_only=True):
     forks: list[str]
     changes: list[Change] = []
     """By operators, the newest first."""
+    warm_reset_at: int = 0
+    """When (Unix milliseconds) what stood against keeping caches warm was last declared to be over, of all sessions."""
     newest: list[Row]
 
 
@@ -146,6 +149,7 @@ def account_of(execute: Execute, session_id: str, limit: int) -> Account | None:
         children=_related(execute, "parent_session_id", canonical),
         forks=_related(execute, "forked_from", canonical),
         changes=changes_of(execute, canonical),
+        warm_reset_at=next((at for (at,) in execute(_RESET_AT) if isinstance(at, int)), 0),
         newest=[row_of(row) for row in newest],
     )
 
@@ -243,6 +247,11 @@ def rolled_of(execute: Execute, *, since: str = "", session_id: str = "") -> Sum
     columns = ", ".join(f"coalesce(sum({name}), 0)" for name in Sums._fields)
     which = "session_id = ?" if session_id else "day >= ?"
     return Sums(*next(iter(execute(f"SELECT {columns} FROM {table} WHERE {which}", (session_id or since,)))))
+
+
+def sub_agents(execute: Execute) -> set[str]:
+    """The sessions that another one started."""
+    return {session_id for (session_id,) in execute(_SUB_AGENTS)}
 
 
 def newest_at(execute: Execute) -> int:
@@ -361,6 +370,8 @@ _GROUPS: Final[dict[By, str]] = {
 }
 _NUMBERS_OF_SESSION = "SELECT rowid FROM ledger WHERE session_id = ? AND started_at >= ? ORDER BY rowid"
 _NEWEST_AT = "SELECT coalesce(max(started_at), 0) FROM (SELECT started_at FROM ledger ORDER BY rowid DESC LIMIT 100)"
+_RESET_AT = "SELECT json_extract(value, '$.reset_at') FROM meta WHERE name = 'warming' AND json_valid(value)"
+_SUB_AGENTS = "SELECT session_id FROM session_state WHERE parent_session_id IS NOT NULL"
 _ROW_NUMBERED = f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid = ?"
 _ROWS_NUMBERED = (
     f"SELECT {', '.join(ROW_COLUMNS)} FROM ledger WHERE rowid >= ? AND rowid < ? AND started_at >= ? ORDER BY rowid"

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.system
 PERDURE: Final = str(Path(sys.executable).with_name("perdure"))
 VERBS: Final = (
     *("up", "daemon", "worker", "run", "down", "ctl", "status", "sessions", "show", "costs", "doctor", "keys"),
-    *("backup", "restore", "import", "session", "install-units"),
+    *("backup", "restore", "import", "session", "warm", "install-units"),
 )
 CORRECTIONS: Final = (
     ("merge", "some", "other"),
@@ -44,6 +44,8 @@ READERS: Final = (
     ("show", "some-session"),
     ("costs",),
     ("costs", "--rows"),
+    ("warm",),
+    ("warm", "--on"),
     *(("session", *correction) for correction in CORRECTIONS),
 )
 RUNNING: Final = (("up",), ("daemon",), ("worker",))

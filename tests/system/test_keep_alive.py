@@ -28,6 +28,7 @@ from tests.processes import Gateway, eventually
 from tests.provider import Canned, Script, ScriptedProvider
 from tests.provider.ledger import Arrived
 from tests.security.marks import leaks
+from tests.system.test_cli import perdure
 from worker.protocol import Row, Warm, WarmTo
 
 pytestmark = pytest.mark.system
@@ -373,3 +374,56 @@ def test_request_and_credential_are_in_memory_alone(provider: ScriptedProvider) 
         places |= {str(path): path.read_bytes() for path in gateway.directory.rglob("*") if path.is_file()}
     found = leaks(places, [said, key])
     assert not found and any(b"ping settled" in data for data in places.values()), found
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def warm(gateway: Gateway, *arguments: str) -> Any:
+    """`perdure warm … --json`, as it is understood."""
+    run = perdure("warm", *arguments, "--json", **gateway.environment)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_command_switches_it_shows_it_and_does_nothing_without_the_worker(provider: ScriptedProvider) -> None:
+    with Warmed(provider) as gateway:
+        gateway.start()
+        with conversation(gateway) as talk:
+            pass
+        (session,) = gateway.sessions()
+        ours = session["session_id"]
+
+        before = warm(gateway)
+        assert before["switch"] == "off" and before["total"]["sent"]["pings"] == 0
+        (told,) = before["sessions"]
+        assert told["session_id"] == ours and told["shadow"]["pings"] > 0, "its pauses were long"
+        assert before["total"]["shadow"] == told["shadow"]
+        assert told["shadow"]["net_nanousd"] == told["shadow"]["saved_nanousd"] - told["shadow"]["cost_nanousd"]
+
+        run = perdure("warm", "--on", **gateway.environment)
+        assert (run.returncode, run.stdout) == (0, "change 1: keep-alive of all sessions is on\n")
+        assert warm(gateway, "--off", ours[:8]) == {
+            "change": 2,
+            "verb": "warm off",
+            "session_id": ours,
+            "moved": 0,
+        }
+        after = warm(gateway)
+        assert after["switch"] == "on" and after["latches_known"]
+        assert after["by_hand"] == [{"session_id": ours, "setting": "off", "reset_at": None}]
+        page = perdure("warm", **gateway.environment).stdout
+        assert page.splitlines()[0] == "Keep-alive  on" and max(map(len, page.splitlines())) <= 80
+        assert "off: by hand" in perdure("show", ours, **gateway.environment).stdout
+        assert "warm off" in perdure("session", "log", **gateway.environment).stdout
+        assert warm(gateway, "--reset")["moved"] == 1
+
+        # It survives what everything else survives.
+        gateway.kill_all()
+        assert warm(gateway)["switch"] == "on", "with every process dead"
+        refused = perdure("warm", "--off", **gateway.environment)
+        assert refused.returncode == 75 and len(refused.stderr.splitlines()) == 1
+        gateway.start()
+        eventually(lambda: gateway.knows("daemon", 3))
+        assert shown_by(gateway)["switch"] == "on"
+        assert talk.history
