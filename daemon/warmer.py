@@ -77,6 +77,8 @@ REPLY_BYTES_MAX: Final = 1024 * 1024
 """Of the answer to a ping, which has no text to tell."""
 QUERY_SECONDS: Final = 2.0
 """How long the worker may take to say what is switched: it reads a few rows."""
+ASK_AGAIN_SECONDS: Final = 5.0
+"""How long after it did not: until then it goes on as before, and the worker has the last word in any case."""
 
 
 class Link(Protocol):
@@ -180,6 +182,7 @@ class Warmer:
         self._gaps_seen: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._keeping: set[asyncio.Task[None]] = set()
         self._pings: set[asyncio.Task[None]] = set()
+        self._ask_at = 0.0
         self._is_stopping = False
         self._failure: BaseException | None = None
 
@@ -286,16 +289,27 @@ class Warmer:
     async def _hear_switch(self) -> None:
         """Ask for the switch, where there is another than is known."""
         switched = self._link.switched
-        if switched is None or switched == self._switched or not self._link.is_heard:
+        if switched is None or switched == self._switched or not self._link.is_heard or self._steady() < self._ask_at:
             return
-        answer = await self._link.query(protocol.Query(what="warm"), QUERY_SECONDS)
-        if answer is None or not answer.answered:
+        # What was never switched is off; an older worker says the same, and would not know the question.
+        switch = await self._ask_switch() if switched[-1] else Switch()
+        if switch is None:
+            self._ask_at = self._steady() + ASK_AGAIN_SECONDS
             return
-        switch = msgspec.json.decode(answer.body, type=Switch)
         if switch.reset_at > self._switch.reset_at and self._switched is not None:
             self._latches.reset()
         self._switch, self._switched = switch, switched
         self._hand_set = {each.session_id: each for each in switch.sessions}
+
+    async def _ask_switch(self) -> Switch | None:
+        """None where the worker does not tell, or not in a way that can be read."""
+        answer = await self._link.query(protocol.Query(what="warm"), QUERY_SECONDS)
+        if answer is None or not answer.answered:
+            return None
+        try:
+            return msgspec.json.decode(answer.body, type=Switch)
+        except msgspec.DecodeError:
+            return None
 
     def _sweep(self) -> None:
         """What is not to be sent from here any more is not kept."""

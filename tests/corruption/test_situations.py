@@ -126,6 +126,6 @@ def values_with(column: str, value: object) -> tuple[Any, ...]:
     """A session's columns; in one of them stands what its table allows nobody to write."""
     sound: dict[str, Any] = dict.fromkeys(SESSION_COLUMNS, 0)
     sound |= {"session_id": "session-1", "shape": None, "reason": "", "origin": "", "confidence": ""}
-    sound |= {"generation": 1, "bust_rate_ema": 0.5, "inter_bust_interval_ema": 1.0}
+    sound |= {"warm": "", "generation": 1, "bust_rate_ema": 0.5, "inter_bust_interval_ema": 1.0}
     sound |= {"resolved_conversation_ttl": b"5m", "warmup_state": b"{}"}
     return tuple({**sound, column: value}.values())
