@@ -145,14 +145,14 @@ class Directory(Struct, frozen=True, kw_only=True):
 
 def directory(found: Directory) -> Finding:
     check, variable = f"{found.name} dir", f"PERDURE_{found.name.upper()}_DIR"
-    if not found.is_open:
-        remedy = "run this as the worker's user, or as root"
-        return Finding(check=check, level="warning", text=f"{found.path}: closed to us", remedy=remedy)
     if not found.exists:
         return Finding(check=check, text=f"{found.path}: not there yet; the first start makes it")
     if not found.is_directory:
         remedy = f"move it away, or set {variable}"
         return Finding(check=check, level="error", text=f"{found.path}: no directory", remedy=remedy, status=PERMANENT)
+    if not found.is_open:
+        remedy = "run this as the worker's user, or as root"
+        return Finding(check=check, level="warning", text=f"{found.path}: closed to us", remedy=remedy)
     if found.mode & 0o022:
         text, remedy = f"{found.path}: others can write to it (mode {found.mode:o})", f"chmod go-w {found.path}"
         return Finding(check=check, level="error", text=text, remedy=remedy, status=PERMANENT)

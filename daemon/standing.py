@@ -238,7 +238,8 @@ def _held_lines(database: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
         return
     yield "", f"schema {database['schema']}, {short(database['bytes'])}B and {short(database['wal_bytes'])}B of log"
     turns = f"{many(database['turns'], 'turn')} ({database['interrupted']:,} interrupted)"
-    yield "sessions", f"{many(database['sessions'], 'session')}, {turns}, cost {money(database['cost_nanousd'])}"
+    cost = f", cost {money(database['cost_nanousd'])}" if database["turns"] else ""
+    yield "sessions", f"{many(database['sessions'], 'session')}, {turns}{cost}"
 
 
 def _commits_line(commits: Mapping[str, Any] | None) -> str:

@@ -91,7 +91,8 @@ def readyz(settings: Settings) -> dict[str, Any]:
     try:
         said = _get(settings, "/readyz", READYZ_SECONDS)
     except (OSError, http.client.HTTPException) as error:
-        return {"status": "down", "checks": {"daemon": f"does not answer ({error!s:.100})"}}
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return {"status": "down", "checks": {"daemon": f"does not answer ({why:.100})"}}
     if not isinstance(said, dict) or not isinstance(said.get("checks"), dict) or "status" not in said:
         return {"status": "down", "checks": {"daemon": "not there: another program listens on its address"}}
     return said

@@ -69,10 +69,14 @@ def _rows(reader: Reader, since: date | None, settings: Settings, options: argpa
             print(json.dumps(row))
         return
     table = rows_table(screen(), with_session=not session_id)
-    print(table.header)
+    is_first = True
     for row in rows:
         tones = row_tones(row, with_session=not session_id)
-        print(table.line(row_cells(row, with_session=not session_id), tones=tones))
+        line = table.line(row_cells(row, with_session=not session_id), tones=tones)
+        print(*([table.header] if is_first else []), line, sep="\n")
+        is_first = False
+    if is_first:
+        print("no row yet")
 
 
 def _day(text: str) -> date:

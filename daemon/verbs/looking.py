@@ -41,8 +41,9 @@ ROWS_SHOWN: Final = 50
 def add(verbs: Verbs) -> None:
     verb = partial(add_verb, verbs)
     looks = ("state_dir", "listen")
+    asks = ("state_dir", "runtime_dir", "listen", "worker_url", "curve_dir")
     shown = [
-        verb("status", "perdure status --json", "whether it runs, is well, and what it holds", looks, act=status),
+        verb("status", "perdure status --json", "whether it runs, is well, and what it holds", asks, act=status),
         verb("sessions", "perdure sessions --limit 20", "every session, newest first", looks, act=sessions),
         verb("show", "perdure show 4f1c2b", "one session in full", looks, act=show),
     ]
@@ -70,11 +71,13 @@ def sessions(settings: Settings, options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(list(found), indent=2))
         else:
-            table = sessions_table(screen())
-            print(table.header)
-            now = time.time()
+            table, now = sessions_table(screen()), time.time()
+            is_first = True
             for shown in found:
-                print(table.line(session_cells(shown, now)))
+                print(*([table.header] if is_first else []), table.line(session_cells(shown, now)), sep="\n")
+                is_first = False
+            if is_first:
+                print("no session yet")
     return runtime.EXIT_OK
 
 
@@ -146,8 +149,10 @@ def database_facts(path: Path) -> dict[str, Any]:
             schema, count, sums = totals_of(reader.execute)
     except (Fatal, StoreBusy, StoreRefused) as error:
         return {**report, "error": str(error)}
-    except OSError as error:
+    except PermissionError as error:
         return {**report, "error": f"{path}: {error.strerror}; run this as the worker's user, or as root"}
+    except OSError as error:
+        return {**report, "error": f"{path}: {error.strerror}; is PERDURE_STATE_DIR the worker's?"}
     cost = sums.cost_nanousd if sums.priced else None
     found = {"sessions": count, "turns": sums.turns, "interrupted": sums.interrupted, "cost_nanousd": cost}
     return {**report, "schema": schema, **found}

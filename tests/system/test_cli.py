@@ -382,6 +382,34 @@ def test_output_closed_pipe_ends_quietly(arguments: tuple[str, ...], talked: tup
     assert (run.returncode, run.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sessions",), "no session yet\n"),
+        (("sessions", "--json"), "[]\n"),
+        (("costs", "--rows"), "no row yet\n"),
+        (("costs", "--rows", "--json"), ""),
+        (("session", "log"), "no session was ever changed\n"),
+    ],
+)
+def test_store_that_holds_nothing_yet_says_so(arguments: tuple[str, ...], said: str, nothing: dict[str, str]) -> None:
+    Store(Path(nothing["PERDURE_STATE_DIR"]) / "perdure.db").close()
+    run = perdure(*arguments, **nothing)
+    assert (run.returncode, run.stdout, run.stderr) == (0, said, "")
+
+
+def test_file_in_the_place_of_the_state_directory_is_called_what_it_is(
+    nothing: dict[str, str], directory: Path
+) -> None:
+    (directory / "file").touch(0o600)
+    nothing["PERDURE_STATE_DIR"] = str(directory / "file")
+    found = json.loads(perdure("doctor", "--offline", "--json", **nothing).stdout)["findings"]
+    assert [each["text"] for each in found if each["check"] == "state dir"] == [f"{directory / 'file'}: no directory"]
+    page = " ".join(perdure("status", **nothing).stdout.split())
+    assert "Not a directory; is PERDURE_STATE_DIR the worker's?" in page
+    assert "does not answer (Connection refused)" in page and "Errno" not in page
+
+
 # -- running -------------------------------------------------------------------------------------------------------
 
 
