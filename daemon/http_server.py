@@ -85,8 +85,11 @@ class CannotListen(Exception):
     """The address can not be listened on."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
+        # asyncio puts the address into the text once more; a name that is not found has a number of its own.
+        number = None if isinstance(error, socket.gaierror) else error.errno
+        reason = os.strerror(number) if number else error.strerror or error
         super().__init__(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            f"cannot listen on {host}:{port}: {reason}; "
             "stop the program that holds the address or set PERDURE_LISTEN to another one"
         )
         self.host = host

@@ -427,7 +427,7 @@ def test_client_that_leaves_cancels_the_handler_and_is_no_error(caplog: pytest.L
 def test_address_in_use_is_named_with_its_remedy() -> None:
     async def scenario() -> None:
         async with a_server(hello) as first:
-            with pytest.raises(CannotListen, match=f"127.0.0.1:{first.port}.*PERDURE_LISTEN"):
+            with pytest.raises(CannotListen, match=f"127.0.0.1:{first.port}: Address already in use; .*PERDURE_LISTEN"):
                 await HttpServer().start(hello, host="127.0.0.1", port=first.port)
 
     run(scenario())
