@@ -101,7 +101,7 @@ def main() -> int:
         now = time.monotonic()
         if has_run_on(looked_at, now):
             _end_hung_worker(Path(settings.runtime_dir), settings.lock, now, log)
-        _end_hung_daemons(silences, settings.runtime_dir, log)
+        end_hung_daemons(silences, settings.runtime_dir, log)
         looked_at = now
         childutils.listener.ok(sys.stdout)
 
@@ -118,7 +118,7 @@ def _end_hung_worker(directory: Path, lock: Path, now: float, log: Logger) -> No
         os.kill(pid, signal.SIGKILL)
 
 
-def _end_hung_daemons(silences: Silences, runtime_dir: str, log: Logger) -> None:
+def end_hung_daemons(silences: Silences, runtime_dir: str, log: Logger) -> None:
     """Only children of the supervisor that this program is a child of: nobody else would start them again."""
     for each in silences.hung(call(runtime_dir)):
         if parent_of(each.pid) == os.getppid():

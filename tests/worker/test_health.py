@@ -3,10 +3,14 @@ again and again; and no other process."""
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -17,11 +21,12 @@ from worker.health import (
     TICK_SECONDS,
     Heart,
     Silences,
+    end_hung_daemons,
     has_run_on,
     hung_worker,
     parent_of,
 )
-from worker.rollcall import CALL_SECONDS
+from worker.rollcall import CALL_SECONDS, call, room_of, socket_name
 from worker.standing import Called
 
 
@@ -127,3 +132,29 @@ def test_daemon_whose_process_nobody_knows_is_left_alone() -> None:
 def test_parent_of_a_process_is_told_and_of_none_there_is_none() -> None:
     assert parent_of(os.getpid()) == os.getppid()
     assert parent_of(2**22 + 1) is None
+
+
+LISTENS: Final = (
+    "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True);"
+    "time.sleep(600)"
+)
+
+
+def test_daemon_that_hangs_under_another_supervisor_is_left_to_it(tmp_path: Path) -> None:
+    """Nobody would start it again: this process is its parent, and not the parent of this process."""
+    room = room_of(str(tmp_path))
+    room.mkdir()
+    command = [sys.executable, "-c", LISTENS, str(room / socket_name("daemon-1"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            silences = Silences()
+            for _ in range(CALLS_MAX - 1):
+                assert silences.hung(called(process.pid, is_heard=False)) == []
+            assert parent_of(process.pid) == os.getpid()
+            end_hung_daemons(silences, str(tmp_path), logging.getLogger("test"))
+            assert process.poll() is None
+            (hung,) = silences.hung(call(str(tmp_path), 0.1))
+            assert hung.pid == process.pid, "it was condemned, and spared"
+        finally:
+            process.kill()
