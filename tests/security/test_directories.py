@@ -180,7 +180,9 @@ def test_socket_is_open_to_members_of_the_group_alone(shared: Path) -> None:
         assert knocks(worker_socket, group=group.gr_gid) == "in"
         assert knocks(worker_socket) == "PermissionError"
         # The group gets the socket, not what lies beside it.
-        assert {mode_of(path) for path in run.iterdir() if not path.is_socket()} == {0o600}
+        assert {mode_of(path) for path in run.iterdir() if path.is_file()} == {0o600}
+        assert [(path.name, mode_of(path)) for path in run.iterdir() if path.is_dir()] == [("daemons", 0o700)]
+        assert {mode_of(path) for path in (run / "daemons").iterdir()} == {0o600}
         assert mode_of(gateway.database) == 0o600
 
 
