@@ -15,7 +15,7 @@ from daemon.columns import plain
 from worker import runtime
 from worker.records import BEGINNING_CHARACTERS_MIN, DamagedRow, session_named, sessions_begun
 from worker.runtime import Fatal
-from worker.store import Reader, StoreRefused, damaged
+from worker.store import Reader, StoreRefused, damaged, known_schema
 
 CANDIDATES_SHOWN: Final = 5
 """Ids that a beginning could mean: who sees that many gives more of it, or looks at the list."""
@@ -31,8 +31,22 @@ def reading(database: Path) -> Iterator[Reader]:
         yield reader
     except DamagedRow as error:
         raise StoreRefused(damaged(database, error)) from error
+    except StoreRefused as error:
+        if (schema := _former_schema(reader, error)) is None:
+            raise
+        remedy = "start or restart the worker of this version, which upgrades it and keeps a copy of it as it was"
+        said = f"{database}: of an earlier perdure (schema {schema}, this one reads {known_schema()}); {remedy}"
+        raise Fatal(runtime.EXIT_UNAVAILABLE, said) from error
     finally:
         reader.close()
+
+
+def _former_schema(reader: Reader, error: StoreRefused) -> int | None:
+    """The database's, where it is an earlier one and that is why it could not be read: it is not damaged then."""
+    if not any(words in str(error) for words in ("no such column", "no such table")):
+        return None
+    schema = int(next(iter(reader.execute("PRAGMA user_version")))[0])
+    return schema if schema < known_schema() else None
 
 
 def named_session(reader: Reader, name: str) -> str:
