@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+import sys
 import xmlrpc.client
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def ctl(read: Loaded, options: argparse.Namespace) -> int:
     except SystemExit as ended:
         return _STATUSES.get(int(ended.code or 0), runtime.EXIT_UNAVAILABLE)
     except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        # Where it is our own output that nobody takes (`| head`), or that has no room, this tells.
+        sys.stdout.flush()
         raise Fatal(runtime.EXIT_UNAVAILABLE, f"the supervisor has not done it: {error!s:.200}; try again") from None
     return runtime.EXIT_OK
 

@@ -472,6 +472,18 @@ def test_ctl_every_right_name_is_taken(words: tuple[str, ...], there: Place) -> 
     assert (run.returncode, run.stderr) == (0, "") and run.stdout
 
 
+def test_ctl_whose_reader_has_all_it_wanted_ends_quietly(there: Place) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        run = subprocess.run(
+            [PERDURE, "ctl", "status"], env=there.environ, stdout=writes, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writes)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
 def test_ctl_what_could_not_be_done_is_status_75(there: Place) -> None:
     run = there.perdure("ctl", "signal", "FOO", "worker")
     assert run.returncode == 75 and "bad signal name" in run.stdout
