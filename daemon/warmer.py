@@ -125,6 +125,8 @@ class Watched:
         self.usage = usage
         self.ttl = ttl
         self.started = sent.started
+        self.window_started_at = row.started_at
+        """The same by the wall clock, as it stands in the session's state and in a ping's row."""
         self.url = sent.url
         self.credential = credential
         self.is_child = sent.is_child
@@ -320,12 +322,14 @@ class Warmer:
                 self._drop_request(watched)
 
     def _judge(self, watched: Watched) -> None:
-        if watched.held.turns_in_flight:
-            return  # It touches the cache itself, and begins a new window when it ends.
-        is_live = self._is_live(watched.held.session_id)
+        held = watched.held
+        if held.state.warming.window_started_at != watched.window_started_at:
+            # What is remembered is not what touched the cache last: it turned out to be a call beside the conversation.
+            self._forget(held.session_id)
+            return
+        is_live = self._is_live(held.session_id)
         verdict = decide(self._facts(watched, is_shadow=not is_live))
-        is_postponed = is_live and verdict.send and not (self._link.is_heard and len(self._pings) < PINGS_MAX)
-        if verdict.wait_seconds or is_postponed:
+        if verdict.wait_seconds or (verdict.send and self._is_busy(held, is_live=is_live)):
             due_at = self._steady() + (verdict.wait_seconds or LOOK_SECONDS)
             heapq.heappush(self._due, (due_at, next(self._numbers), watched))
             return
@@ -333,7 +337,12 @@ class Warmer:
         if verdict.send and is_live:
             self._start(self._ping(watched), self._pings)
         else:
-            self._forget(watched.held.session_id)
+            self._forget(held.session_id)
+
+    def _is_busy(self, held: Held, *, is_live: bool) -> bool:
+        """It is not the moment: a turn that is under way touches the cache itself, if all goes well."""
+        is_ready = self._link.is_heard and len(self._pings) < PINGS_MAX
+        return bool(held.turns_in_flight) or (is_live and not is_ready)
 
     def _facts(self, watched: Watched, *, is_shadow: bool) -> Facts:
         state, row = watched.held.state, watched.row
@@ -392,7 +401,6 @@ class Warmer:
         try:
             outcome, row = await self._attempt(watched, row)
         finally:
-            self._metrics.pinged(outcome)
             if self._watched.get(watched.held.session_id) is watched:
                 self._go_on(watched, outcome, row, started)
 
@@ -404,12 +412,14 @@ class Warmer:
             body = protocol.Booking(naming=naming, row=row, epoch=epoch, seen=held.position)
             sequence = self._link.put(Command.BEGIN, body)
         except OutboxFull:
+            self._metrics.pinged("unsent")
             return "unsent", row
         is_in_time = await self._link.acknowledged(sequence)
         if not is_in_time:
             # It is not sent any more.  But it may be entered yet, and what was begun has to be ended.
             await self._link.taken([sequence])
         if self._sessions.was_refused(row.event_id):
+            self._metrics.pinged("refused")
             return "refused", row
         outcome: PingOutcome = "unsent"
         seen = Seen(Answer(), "interrupted", 0)
@@ -419,6 +429,7 @@ class Warmer:
                 seen = await self._exchange(watched, watched.request)
                 outcome = _outcome_of(seen)
         finally:
+            self._metrics.pinged(outcome)
             row = self._settle(held, naming, row, seen, outcome)
         return outcome, row
 
@@ -486,7 +497,8 @@ class Warmer:
         if outcome != "hit" or row.usage is None:
             self._forget(watched.held.session_id)
             return
-        watched.started, watched.usage, watched.ttl = started, row.usage, ttl_after(row.usage, watched.ttl)
+        watched.started, watched.window_started_at = started, row.started_at
+        watched.usage, watched.ttl = row.usage, ttl_after(row.usage, watched.ttl)
         heapq.heappush(self._due, (watched.due_at, next(self._numbers), watched))
 
     def _open_row(self, watched: Watched) -> Row:
@@ -506,7 +518,7 @@ class Warmer:
             why=_WHY,
             message_count=turn.message_count,
             user_turn=False,
-            window_started_at=watched.held.state.warming.window_started_at,
+            window_started_at=watched.window_started_at,
         )
 
     def _start(self, work: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:

@@ -28,6 +28,7 @@ from tests.processes import Gateway, eventually
 from tests.provider import Canned, Script, ScriptedProvider
 from tests.provider.ledger import Arrived
 from tests.security.marks import leaks
+from tests.security.tap import Tap
 from tests.system.test_cli import perdure
 from worker.protocol import Row, Warm, WarmTo
 
@@ -42,14 +43,23 @@ PAUSE_SECONDS: Final = 1_000.0
 class Warmed(Outdoors):
     """A gateway whose daemons' clocks can be moved on."""
 
-    def __init__(self, provider: ScriptedProvider, *, daemons: int = 1, **settings: object) -> None:
+    def __init__(
+        self, provider: ScriptedProvider, *, daemons: int = 1, tap: Tap | None = None, **settings: object
+    ) -> None:
+        """`tap`: what daemons and worker say to each other passes through it."""
         names = ["daemon", *(f"daemon-{number}" for number in range(2, daemons + 1))]
+        if tap is not None:
+            settings["worker_url"] = f"ipc://{tap.target}"
         super().__init__(provider, under={name: Weather() for name in names}, daemons=daemons, **settings)
         self._seconds = 0.0
+        if tap is not None:
+            tapped = [f"PERDURE_WORKER_URL=ipc://{tap.path}"]
+            self._programs = {name: [run[0], *tapped, *run[1:]] for name, run in self._programs.items()}
 
     def switch(self, to: WarmTo, session: str = "") -> None:
         """As `perdure warm` does it; returns when every daemon knows."""
-        amend(Warm(to=to, session_id=session), f"ipc://{self.directory}/run/worker.sock", None)
+        url = self.environment.get("PERDURE_WORKER_URL", f"ipc://{self.directory}/run/worker.sock")
+        amend(Warm(to=to, session_id=session), url, None)
         wanted = self.query("SELECT max(id) FROM session_change")[0][0]
         for daemon in self.daemons:
             eventually(partial(self.knows, daemon, wanted), what=f"{daemon} knows of the switch")
@@ -338,10 +348,9 @@ def test_refused_ping_latches_and_a_reset_opens_it(provider: ScriptedProvider, s
     with Warmed(provider) as gateway:
         gateway.start()
         gateway.switch("on")
-        with conversation(gateway), conversation(gateway, "talk-2"):
+        with conversation(gateway):
             provider.script(lambda request: refusal if is_ping(request) else None)
             gateway.pass_time(DUE_SECONDS)
-            # One of the two was sent; the other was sent too, or found the latch.
             eventually(lambda: all(row.is_settled for row in gateway.rows()) and gateway.pings())
             assert {row.http_status for row in gateway.pings()} == {status}
             (latch,) = eventually(lambda: shown_by(gateway)["latches"])
@@ -359,7 +368,7 @@ def shown_by(gateway: Gateway) -> dict[str, Any]:
 
 def test_request_and_credential_are_in_memory_alone(provider: ScriptedProvider) -> None:
     said, key = "Mk-said-in-warmed-9f7Qx", "Mk-key-of-warmed-4c1Zv"
-    with Warmed(provider, log_level="debug", tick_seconds=0.1) as gateway:
+    with Tap() as tap, Warmed(provider, tap=tap, log_level="debug", tick_seconds=0.1) as gateway:
         gateway.start()
         gateway.switch("on")
         with conversation(gateway, api_key=key, extra={"system": said}):
@@ -372,6 +381,8 @@ def test_request_and_credential_are_in_memory_alone(provider: ScriptedProvider) 
             eventually(lambda: shown_by(gateway)["kept_requests"] == 0, what="switched off, nothing is kept")
         assert gateway.stop("daemon") == 0
         places |= {str(path): path.read_bytes() for path in gateway.directory.rglob("*") if path.is_file()}
+        places |= tap.seen()
+    assert sum(len(data) for place, data in places.items() if "wire" in place) > 10_000, "the wire was tapped"
     found = leaks(places, [said, key])
     assert not found and any(b"ping settled" in data for data in places.values()), found
 

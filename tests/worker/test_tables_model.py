@@ -14,6 +14,7 @@ from worker import batch
 from worker.batch import Write
 from worker.ledger import Sums
 from worker.protocol import (
+    Amend,
     Booking,
     Claim,
     Hint,
@@ -25,6 +26,8 @@ from worker.protocol import (
     Shape,
     SnapshotWrite,
     Usage,
+    Warm,
+    WarmTo,
     Why,
 )
 from worker.store import Reader, Store
@@ -84,7 +87,7 @@ class Draw:
         if self._writes and self.rng.random() < 0.2:
             return self.rng.choice(self._writes)
         self._sequence += 1
-        body = self.rng.choice((self._claim, self._booking, self._booking, self._snapshot))()
+        body = self.rng.choice((self._claim, self._booking, self._booking, self._snapshot, self._ping, self._warm))()
         self._writes.append(Write(self.rng.choice(BOOTS), self._sequence, body))
         return self._writes[-1]
 
@@ -112,6 +115,30 @@ class Draw:
             user_turn=rng.random() < 0.5,
         )
         return Booking(naming=self._naming(), row=row, epoch=rng.randrange(4), seen=rng.randrange(6))
+
+    def _ping(self) -> Booking:
+        """Of few sessions and windows, by their owner as a rule: some may be sent, most are not the first."""
+        rng = self.rng
+        named = rng.choice(_SESSIONS[:2])
+        row = Row(
+            event_id=f"ping-{rng.randrange(10**6):06}",
+            session_id=named,
+            kind="warmup",
+            status="interrupted",
+            started_at=1_750_000_000_000,
+            ended_at=rng.choice((0, 0, 1_750_000_001_000)),
+            provider="p",
+            protocol="messages",
+            model="m",
+            boot=rng.choice(BOOTS),
+            window_started_at=1_750_000_000_000 + rng.randrange(6),
+        )
+        return Booking(naming=Naming(session_id=named, confirmed=True), row=row, epoch=rng.randrange(1, 4), seen=0)
+
+    def _warm(self) -> Amend:
+        to: WarmTo = self.rng.choice(("on", "on", "off", "reset"))
+        act = Warm(to=to, session_id=self.rng.choice(("", *_SESSIONS[:2])))
+        return Amend(request=f"request-{self._sequence}", act=act)
 
     def _snapshot(self) -> SnapshotWrite:
         # No daemon writes generation 0: in the store it means that there is no snapshot.
@@ -204,6 +231,10 @@ def answers_of(tables: Tables) -> dict[str, Any]:
         "rows_after": [tables.rows_after(session_id, 1, 3) for session_id in _SESSIONS],
         "keys_of": [sorted(tables.keys_of(session_id)) for session_id in _SESSIONS],
         "children_of": [tables.children_of(session_id) for session_id in _SESSIONS],
+        "switch": (tables.switch(), tables.hand_set(9)),
+        "has_ping": [
+            tables.has_ping(session_id, 1_750_000_000_000 + window) for session_id in _SESSIONS for window in range(6)
+        ],
         "forks_of": [tables.forks_of(session_id) for session_id in _SESSIONS],
     }
 
@@ -240,4 +271,8 @@ def test_random_writes_meet_what_the_tables_are_for() -> None:
     sessions = memory.sessions.values()
     assert any(session.forked_from for session in sessions) and any(session.parent_session_id for session in sessions)
     assert any(session.shape for session in sessions)
+    pings = [row for row in memory.rows.values() if row.event_id.startswith("ping-")]
+    assert any(not row.is_settled for row in pings) and any(
+        row.is_settled and not row.window_started_at for row in pings
+    )
     assert any(row.why.confidence for row in memory.rows.values())
