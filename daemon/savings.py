@@ -15,7 +15,7 @@ anything for that are counted here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,8 +24,42 @@ from daemon.keepalive import MARGIN_SECONDS, WINDOW_SECONDS, Facts, decide, stak
 from daemon.warming import GAP_BINS, Ttl, Warming, observe, touches_cache
 from worker.protocol import HandSetting, Row, Usage
 
+DAY_MILLISECONDS: Final = 24 * 3_600 * 1_000
+RATES_MAX: Final = 100_000
+"""Remembered at once, some tens of megabytes: a year of a dozen models has half of it."""
+
 PriceOf = Callable[[Row, Usage], int | None]
 """Nano-dollars of some tokens at a row's model and time."""
+
+
+class Rates:
+    """Prices for a whole ledger: what one token of a kind costs is looked up once for a model, a day and the order of
+    magnitude of a prompt, by which price lists have tiers."""
+
+    def __init__(self, price: Callable[[str, str, Usage, int], int | None]) -> None:
+        """`price`: of a provider's model at a time, in Unix milliseconds."""
+        self._price = price
+        self._known: dict[tuple[str, str, int, str, int], float | None] = {}
+
+    def price_of(self, row: Row, usage: Usage) -> int | None:
+        total = 0.0
+        for kind in usage.__struct_fields__:
+            tokens = getattr(usage, kind)
+            rate = self._rate(row, kind, tokens) if tokens else 0.0
+            if rate is None:
+                return None
+            total += rate * tokens
+        return round(total)
+
+    def _rate(self, row: Row, kind: str, tokens: int) -> float | None:
+        size = int(float(f"{tokens:.0e}"))
+        place = (row.provider, row.model, row.started_at // DAY_MILLISECONDS, kind, size)
+        if place not in self._known:
+            if len(self._known) >= RATES_MAX:
+                self._known.clear()
+            price = self._price(row.provider, row.model, Usage(**{kind: size}), row.started_at)
+            self._known[place] = None if price is None else price / size
+        return self._known[place]
 
 
 class Saving(Struct, frozen=True):
@@ -105,8 +139,9 @@ class Savings:
             session.client = row.client or session.client
         before = session.warming.gap_counts
         session.warming = observe(session.warming, row)
-        for place, (now, then) in enumerate(zip(session.warming.gap_counts, before, strict=True)):
-            self._host_gaps[place] += now - then
+        if session.warming.gap_counts is not before:
+            for place, (now, then) in enumerate(zip(session.warming.gap_counts, before, strict=True)):
+                self._host_gaps[place] += now - then
 
     def told(self, now: int) -> list[Told]:
         """Of every session that had pings, or would have; the best first.  `now`: Unix milliseconds."""
@@ -140,9 +175,11 @@ class Savings:
         turn, ttl, warming = session.turn, session.ttl, session.warming
         if turn is None or turn.usage is None or ttl is None:
             return Saving(), 0
-        stakes = stakes_of(turn.usage, ttl, lambda usage: self._price(turn, usage))
         step = WINDOW_SECONDS[ttl] - MARGIN_SECONDS[ttl]
         due, pings, warm_until = turn.started_at + int(1_000 * step), 0, 0
+        if due >= until:
+            return Saving(), 0  # As nearly always: prices are looked up for the others alone.
+        stakes = stakes_of(turn.usage, ttl, lambda usage: self._price(turn, usage))
         while due < until:
             facts = Facts(
                 warming=replace(warming, break_warmups=pings),

@@ -18,7 +18,7 @@ from daemon.amend import amend
 from daemon.cost import Prices
 from daemon.errand import ask
 from daemon.pages import switched_line
-from daemon.savings import Savings, Told
+from daemon.savings import Rates, Savings, Told
 from daemon.verbs.asking import WORKER_SECONDS, closed_socket
 from daemon.verbs.parsing import ID, Verbs, add_verb, positive
 from daemon.verbs.progress import progress_bar
@@ -28,7 +28,7 @@ from daemon.views import savings_object
 from daemon.warmth import warm_page
 from worker import runtime
 from worker.curve import daemon_keys
-from worker.protocol import HAND_SET_MAX, Latch, Query, Row, Switch, Usage, Warm, WarmTo
+from worker.protocol import HAND_SET_MAX, Latch, Query, Switch, Warm, WarmTo
 from worker.records import rows_of, sub_agents
 from worker.runtime import Fatal
 from worker.settings import Settings
@@ -90,15 +90,10 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
 
 def _told(reader: Reader, settings: Settings, switch: Switch, since: date, session_id: str) -> list[Told]:
     """The ledger from a day on, gone through once."""
-    prices = Prices(settings.models)
-    # Within a list price is one price for a year or more; of a million rows most are of a few models and one day.
+    rates = Rates(Prices(settings.models).price_nanousd)
     now = time.time_ns() // 1_000_000
-
-    def price(row: Row, usage: Usage) -> int | None:
-        return prices.price_nanousd(row.provider, row.model, usage, row.started_at)
-
     hand_set = {each.session_id: each.setting for each in switch.sessions}
-    savings = Savings(price, children=sub_agents(reader.execute), settings=hand_set)
+    savings = Savings(rates.price_of, children=sub_agents(reader.execute), settings=hand_set)
     first = int(datetime(since.year, since.month, since.day, tzinfo=UTC).timestamp() * 1_000)
     with progress_bar() as progress:
         for number, row in enumerate(rows_of(reader.execute, since=max(0, first), session_id=session_id)):

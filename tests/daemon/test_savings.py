@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from daemon.keepalive import decide
-from daemon.savings import Saving, Savings, Told, total_of
+from daemon.savings import Rates, Saving, Savings, Told, total_of
 from tests.daemon.test_keepalive import dollars_3_15, facts
 from worker.protocol import Row, Usage
 
@@ -100,3 +100,20 @@ def test_total_is_the_sum_of_the_sessions() -> None:
     sent, shadow = total_of(found)
     assert {each.session_id for each in found} == {"s", "t"}
     assert shadow.pings == sum(each.shadow.pings for each in found) and sent == Saving()
+
+
+def test_rates_are_looked_up_once_and_give_what_the_prices_give() -> None:
+    asked: list[Usage] = []
+
+    def price(_provider: str, model: str, usage: Usage, _at: int) -> int | None:
+        asked.append(usage)
+        return dollars_3_15(usage) if model == "m" else None
+
+    rates = Rates(price)
+    for tokens in (51_234, 48_765, 52_001):
+        usage = Usage(input_tokens=3, cache_read_tokens=tokens, cache_write_1h_tokens=tokens)
+        assert rates.price_of(row(0), usage) == dollars_3_15(usage)
+    assert len(asked) == 3, "one for each kind"
+    assert rates.price_of(row(0, model="unknown"), Usage(cache_read_tokens=5)) is None
+    assert rates.price_of(row(0), Usage()) == 0
+    assert rates.price_of(row(60 * 24 * 400), Usage(input_tokens=3)) == 9_000 and len(asked) == 5, "prices change"
