@@ -65,6 +65,10 @@ LOOK_SECONDS: Final = 1.0
 """How often it is looked at what is due, and at what an operator switched."""
 WATCHED_MAX: Final = 5_000
 """Sessions watched at once, about 2 KB each; those touched longest ago go first."""
+SWEPT_PER_LOOK: Final = 500
+"""Of those, looked at whether they are this daemon's yet: a millisecond."""
+DECISIONS_PER_TURN: Final = 10
+"""In one turn of the loop, about three milliseconds; then requests have theirs."""
 KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of compressed requests: some hundred of those that agents send at the end of their context."""
 KEEPING_MAX: Final = 8
@@ -180,6 +184,7 @@ class Warmer:
         self._due: list[tuple[float, int, Watched]] = []
         self._numbers = count()
         self._kept_bytes = 0
+        self._unswept: list[str] = []
         self._host_gaps = [0] * GAP_BINS
         self._gaps_seen: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._keeping: set[asyncio.Task[None]] = set()
@@ -282,11 +287,15 @@ class Warmer:
         if self._failure is not None:
             raise self._failure
         await self._hear_switch()
-        self._sweep()
+        self._sweep(SWEPT_PER_LOOK)
+        judged = 0
         while self._due and self._due[0][0] <= self._steady():
             _, _, watched = heapq.heappop(self._due)
             if self._watched.get(watched.held.session_id) is watched:
                 self._judge(watched)
+                judged += 1
+                if judged % DECISIONS_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
     async def _hear_switch(self) -> None:
         """Ask for the switch, where there is another than is known."""
@@ -302,6 +311,8 @@ class Warmer:
             self._latches.reset()
         self._switch, self._switched = switch, switched
         self._hand_set = {each.session_id: each for each in switch.sessions}
+        self._unswept = []
+        self._sweep(WATCHED_MAX)
 
     async def _ask_switch(self) -> Switch | None:
         """None where the worker does not tell, or not in a way that can be read."""
@@ -313,17 +324,26 @@ class Warmer:
         except msgspec.DecodeError:
             return None
 
-    def _sweep(self) -> None:
-        """What is not to be sent from here any more is not kept."""
-        for session_id, watched in list(self._watched.items()):
-            if self._sessions.find(session_id) is not watched.held or watched.held.phase is not Phase.OWNED:
+    def _sweep(self, most: int) -> None:
+        """What is not to be sent from here any more is not kept: so many of those watched, in turns."""
+        if not self._unswept:
+            self._unswept = list(self._watched)
+        swept, self._unswept = self._unswept[-most:], self._unswept[:-most]
+        for session_id in swept:
+            watched = self._watched.get(session_id)
+            if watched is not None and not self._is_ours(watched):
                 self._forget(session_id)
-            elif watched.request is not None and not self._may_be_live(session_id):
+            elif watched is not None and not self._may_be_live(session_id):
                 self._drop_request(watched)
+
+    def _is_ours(self, watched: Watched) -> bool:
+        held = watched.held
+        return self._sessions.find(held.session_id) is held and held.phase is Phase.OWNED
 
     def _judge(self, watched: Watched) -> None:
         held = watched.held
-        if held.state.warming.window_started_at != watched.window_started_at:
+        is_same = held.state.warming.window_started_at == watched.window_started_at
+        if not is_same or not self._is_ours(watched):
             # What is remembered is not what touched the cache last: it turned out to be a call beside the conversation.
             self._forget(held.session_id)
             return
