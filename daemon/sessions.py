@@ -451,11 +451,10 @@ class Sessions:
             self._outdated(held, booking.row.event_id)
             return
         if held.session_id != reply.session_id:
-            # Else of whatever a fork was merged with since: only the turn is of another session.
-            is_fork = bool(booking.naming.drawn_id)
-            if held.phase is Phase.OWNED and not is_fork:
-                held.forget()  # It was ours under a name of its own; but a longer conversation went through it.
-            held = self._forked(held, booking, reply.session_id) if is_fork else self._renamed(held, reply.session_id)
+            if held.phase is Phase.OWNED and not reply.forked:
+                held.forget()  # It was ours under a name of its own; but it is a part of a longer conversation.
+            forked = self._forked(held, booking, reply.session_id) if reply.forked else None
+            held = forked or self._renamed(held, reply.session_id)
         self._placed(held, booking, reply)
 
     def _adopted(self, booking: protocol.Booking, reply: protocol.Reply) -> None:
@@ -469,10 +468,12 @@ class Sessions:
         """What a booking's acknowledgement tells of its session."""
         held.shape = reply.shape or held.shape
         rows = list(reply.rows)
-        if booking.row.is_settled and reply.position:
+        # A begin told again after its end tells the end's position, perhaps in the session that it is of by now.
+        settled = booking.row if booking.row.is_settled else held.pending.get(booking.row.event_id)
+        if settled is not None and reply.position:
             # What was booked as a turn may have turned out to be a call beside the conversation.
-            kind: Kind = "side" if reply.role == "side" else booking.row.kind
-            rows.append(replace(booking.row, session_id=reply.session_id, position=reply.position, kind=kind))
+            kind: Kind = "side" if reply.role == "side" else settled.kind
+            rows.append(replace(settled, session_id=reply.session_id, position=reply.position, kind=kind))
         held.place(rows, reply.epoch)
         if held.phase is Phase.OWNED and not reply.owned and reply.epoch > held.epoch:
             held.become(Phase.LOST)

@@ -153,6 +153,8 @@ def book(
     if is_fork:
         session, why = _fork(tables, session, body)
     parted: list[tuple[str, Lost]] = []
+    is_entered = before is None and body.row.kind == "turn" and not is_fork
+    part = late.part_gone_through(tables, session, body.naming) if is_entered else None
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
     row = replace(row, window_started_at=_window_of(tables, row, before))
@@ -173,9 +175,9 @@ def book(
             late.note_passed(tables, session, body.naming, row.event_id)
         parted += _part(tables, body.naming)
         session = tables.session(session.session_id) or session
-        other = late.other_part(tables, session, body)
-        if other is not None:
-            session, former = late.join(tables, session, other)
+        part = part or late.part_going_through(tables, session, body)
+        if part is not None and row.kind == "turn":
+            session, former = late.join(tables, session, part)
             row = tables.row(row.event_id) or row
             parted += former
     elif before is not None:
@@ -189,6 +191,7 @@ def book(
     return (
         replace(
             reply,
+            forked=is_fork,
             role="side" if row.kind == "side" else "turn",
             # Who did not know what the session is set up with when it claimed it may know now.
             shape=None if body.naming.is_judged else session.shape,

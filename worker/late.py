@@ -13,7 +13,7 @@ through it to be another part of the same conversation.  The id that was first s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -61,7 +61,7 @@ def told_late(tables: Tables, naming: Naming) -> tuple[set[str], Why]:
     return _gone_through(tables, own), Why(reason=reason, origin=naming.why.origin, confidence="proven")
 
 
-def other_part(tables: Tables, session: Session, body: Booking) -> Session | None:
+def part_going_through(tables: Tables, session: Session, body: Booking) -> Session | None:
     """The session that has another part of this one's conversation: a turn of it went through the answer told here.
 
     None if there are several, or if this one went on by itself: then the other is another conversation, of equal words.
@@ -74,12 +74,38 @@ def other_part(tables: Tables, session: Session, body: Booking) -> Session | Non
     if len(found) != 1:
         return None
     other = tables.session(found.pop())
-    if other is None or _is_stranger(tables, other, session, row) or hints.denied(tables, other.session_id, naming):
+    if other is None or _is_stranger(tables, other, session) or hints.denied(tables, other.session_id, naming):
+        return None
+    if row.started_at >= _newest(tables, other, answers):
         return None
     # Where it went on by itself the answer is not its last one, or another request goes on from it at this moment.
     is_last = all(tables.holders(["answer"], value) for value in answers) and not tables.requests(session.session_id)
     holders = {holder for value in answers for holder in tables.histories(value, 2)}
     return other if is_last and holders == {session.session_id} else None
+
+
+def part_gone_through(tables: Tables, session: Session, naming: Naming) -> Session | None:
+    """The session that gave the answer which a turn of this one goes on from: its daemon did not know that one.
+
+    None if either went on by itself, or if that was for the store to say and it has said otherwise.
+    """
+    if naming.is_named or (naming.confirmed and session.forked_from):
+        return None
+    for value in naming.continues:
+        found = tables.histories(value, 2)
+        if found:
+            break
+    else:
+        return None
+    # Of this session's own answer there is nothing to be said.
+    found = [each for each in found if not tables.holds_history(value, session.session_id)]
+    other = tables.session(found[0]) if len(found) == 1 and tables.holders(["answer"], value) else None
+    if other is None or _is_stranger(tables, other, session) or hints.denied(tables, other.session_id, naming):
+        return None
+    own = {*naming.continues, *(key.value for key in naming.keys)}
+    is_last = {key.value for key in tables.keys_of(session.session_id) if key.kind == "answer"} <= {*naming.continues}
+    is_busy = any(request not in own for part in (session, other) for request, _ in tables.requests(part.session_id))
+    return other if is_last and not is_busy else None
 
 
 def join(tables: Tables, one: Session, other: Session) -> tuple[Session, list[tuple[str, Lost]]]:
@@ -119,12 +145,20 @@ def _gone_through(tables: Tables, values: Iterable[str]) -> set[str]:
     }
 
 
-def _is_stranger(tables: Tables, other: Session, session: Session, row: Row) -> bool:
-    """What its client named, what somebody else started, and what had no turn since did not go on from this one."""
-    if other.header_session_id is not None or other.parent_session_id != session.parent_session_id:
-        return True
-    claimed_at = (holder.at for _, holder in tables.requests(other.session_id))
-    return row.started_at >= max(other.last_seen_at, *claimed_at, 0)
+def _is_stranger(tables: Tables, other: Session, session: Session) -> bool:
+    """What its client named, what somebody else started, and what an operator has put where it is."""
+    is_placed = tables.standing_after(0, [other.session_id, session.session_id])
+    return bool(other.header_session_id or is_placed) or other.parent_session_id != session.parent_session_id
+
+
+def _newest(tables: Tables, other: Session, answers: Sequence[str]) -> int:
+    """When a turn began that may have gone through these answers: what was asked for after it is of another
+    conversation."""
+    notes = {word + value for value in answers for word in (_PASSED, _BEFORE)}
+    noted = (tables.row(link.event_id) for link in tables.history_of(other.session_id) if link.value in notes)
+    began = (row.started_at for row in noted if row is not None)
+    claimed = (holder.at for _, holder in tables.requests(other.session_id))
+    return max([other.last_seen_at, *began, *claimed])
 
 
 def _place_of(row: Row) -> tuple[int, tuple[int, str]]:

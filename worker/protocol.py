@@ -563,6 +563,8 @@ class Reply(Struct, frozen=True, kw_only=True):
     sequence: SequenceNumber
     session_id: Text = ""
     """The canonical id: what the proposed one resolved to."""
+    forked: bool = False
+    """BEGIN and END: only this turn is of that session, not the one that it was booked on."""
     epoch: Count = 0
     owned: bool = False
     """The sender owns the session at that epoch."""

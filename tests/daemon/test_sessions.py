@@ -884,7 +884,7 @@ def test_outrun_turn_goes_on_in_a_session_of_its_own(bench: Bench) -> None:
     place, begun = outrun(bench)
     event_id = begun.row.event_id
 
-    bench.answer(begun, session_id="drawn")
+    bench.answer(begun, session_id="drawn", forked=True)
 
     fork = bench.sessions.current(place.held, event_id)
     assert (fork.session_id, fork.turns_in_flight, place.held.turns_in_flight) == ("drawn", 1, 0)
@@ -899,10 +899,29 @@ def test_outrun_turn_that_ended_before_the_worker_said_so_moves_to_its_own_sessi
     place, begun = outrun(bench)
     place.held.turns_in_flight -= 1
     bench.settle(place.held, _ENDED)
-    bench.answer(begun, session_id="drawn")
+    bench.answer(begun, session_id="drawn", forked=True)
 
     fork = bench.sessions.current(place.held, begun.row.event_id)
     assert (set(fork.pending), fork.turns_in_flight, place.held.turns_in_flight) == ({begun.row.event_id}, 0, 0)
+
+
+def test_turn_that_an_owner_took_of_a_session_that_was_joined_meanwhile_is_no_fork(bench: Bench) -> None:
+    """All of the session is another's by now, this turn and those before it."""
+    place, begun = outrun(bench)
+    bench.answer(begun, session_id="whole", epoch=2)
+    whole = bench.sessions.current(place.held, begun.row.event_id)
+    assert (whole.session_id, whole.turns_in_flight, whole.phase, whole.forks) == ("whole", 1, Phase.LOST, {})
+    assert "known" not in bench.held_ids()
+
+
+def test_begin_told_again_after_its_end_places_what_is_pending(bench: Bench) -> None:
+    """Its end was acknowledged for a session that is part of this one since."""
+    held = bench.owned()
+    begun = Booking(naming=held.naming, row=replace(row(1), ended_at=0, status="interrupted"), epoch=1, seen=0)
+    bench.link.put(Command.BEGIN, begun)
+    bench.settle(held, row(1))
+    bench.answer(begun, session_id="s", epoch=1, owned=True, position=1)
+    assert (held.position, held.pending) == (1, {})
 
 
 def test_turn_of_a_session_that_was_asked_for_carries_no_fork(bench: Bench) -> None:

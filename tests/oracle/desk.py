@@ -28,6 +28,7 @@ from daemon.outbox import Body, Outbox
 from daemon.sessions import Sessions
 from daemon.upstream import UpstreamCut
 from tests.oracle.truth import Booked, Headers, Origin, Request, Sent
+from tests.simulation.keys import KeyFile
 from worker import protocol
 from worker.batch import Write
 from worker.protocol import Command, Usage
@@ -47,7 +48,7 @@ class Desk:
 
     def __init__(self, rng: random.Random, daemons: int = 2, *, has_key_file: bool = True) -> None:
         self.rng = rng
-        self.key_file = _KeyFile() if has_key_file else None
+        self.key_file = KeyFile() if has_key_file else None
         self.now = START_MILLISECONDS
         self.is_worker_away = False
         self.away_until = 0
@@ -326,27 +327,6 @@ class _Provider:
 
     def __await__(self) -> Generator[None, _Reply, _Reply]:
         return (yield)
-
-
-class _KeyFile:
-    """`KeyFile` without a file: what every boot of this host finds."""
-
-    def __init__(self) -> None:
-        self._key: bytes | None = None
-        self._early: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self._key
-
-    def keep(self, key: bytes) -> None:
-        self._key = key
-
-    def early(self) -> bytes | None:
-        return self._early
-
-    def share_early(self, drawn: bytes) -> bytes:
-        self._early = self._early or drawn
-        return self._early
 
 
 class _Own:

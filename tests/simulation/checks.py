@@ -46,6 +46,8 @@ class Checks:
         self.seen: Counter[str] = Counter()
         """How often the situations came about that the checks are for."""
         self._identities: dict[str, str] = {}
+        self._answered: dict[str, str] = {}
+        self._paths: defaultdict[int, list[str]] = defaultdict(list)
         self._origins: dict[int, int] = {}
         self._usages: dict[str, Usage | None] = {}
         self._latches: defaultdict[str, set[str]] = defaultdict(set)
@@ -68,6 +70,14 @@ class Checks:
     def forked(self, conversation: int, origin: int) -> None:
         """A client went on from a conversation's history under a new id."""
         self._origins[conversation] = origin
+
+    def answered(self, event_id: str, answer: str) -> None:
+        """The turn was answered in these words, which nothing else is."""
+        self._answered[answer] = event_id
+
+    def went_on(self, conversation: int, answer: str) -> None:
+        """A client read an answer, and its next request holds it."""
+        self._paths[conversation].append(self._answered[answer])
 
     def identity_seen(self, event_id: str, session_id: str) -> None:
         self._identities[event_id] = session_id
@@ -167,6 +177,18 @@ class Checks:
             speakers[row.session_id].add(conversation)
             if conversation in named:
                 self.expect(row.session_id == named[conversation], "named_session_never_splits", event_id)
+        for conversation, path in self._paths.items():
+            rows = [tables.rows.get(event_id) for event_id in path]
+            stored = [row for row in rows if row is not None and row.is_settled]
+            asked = sum(begun.conversation == conversation for begun in self.begun.values())
+            # An owner's turn may be told after a later one of another daemon, whose owner told nothing of what it
+            # decided alone: then it looks as if the client had turned off there.
+            outrun = [each for each in tables.sessions.values() if each.why.reason.startswith("another turn went on")]
+            # What died with its daemon tells nothing, and of what was asked twice a client may go on from either.
+            if conversation not in named and asked == len(stored) == len(path) and not outrun:
+                sessions = {row.session_id for row in stored}
+                self.expect(len(sessions) == 1, "whole_conversation_is_one_session", (conversation, sessions))
+                self.seen["whole conversations"] += 1
         for session_id, conversations in speakers.items():
             self.expect(len(conversations) == 1, "strangers_are_never_merged", (session_id, conversations))
 

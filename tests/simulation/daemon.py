@@ -25,6 +25,7 @@ from daemon.sessions import Sessions
 from daemon.spill import Write
 from tests.simulation.checks import Begun, Checks
 from tests.simulation.clockwork import Clock, Host, Resume, Wait
+from tests.simulation.keys import KeyFile
 from worker import protocol
 from worker.protocol import Command, Shape, Usage
 
@@ -163,11 +164,13 @@ class Link:
 class Daemon:
     """One boot of one daemon."""
 
-    def __init__(self, clock: Clock, checks: Checks, instance: str, boot: str, send: SendFrame, *, tick: int) -> None:
+    def __init__(
+        self, clock: Clock, checks: Checks, keys: KeyFile, instance: str, boot: str, send: SendFrame, *, tick: int
+    ) -> None:
         self.boot = boot
         self.host = Host(clock)
         self.link = Link(self.host, clock, instance, boot, send)
-        self.sessions = _WatchedSessions(checks)
+        self.sessions = _WatchedSessions(checks, keys)
         self.sessions.start(self.link)
         self.link.sessions = self.sessions
         self._clock = clock
@@ -222,6 +225,7 @@ class Daemon:
             respond(None)
             return
         answer = Unit("assistant", self._clock.draw_id())
+        self._checks.answered(row.event_id, answer.text)
         ended = booking.settle(Answer(usage=usage, finished=True, unit=answer), "complete", 200)
         if await self.link.acknowledged(ended):
             self._checks.usage_seen(row.event_id, usage)
@@ -274,8 +278,9 @@ class Daemon:
 class _WatchedSessions(Sessions):
     """Tells the checks of every acknowledged snapshot."""
 
-    def __init__(self, checks: Checks) -> None:
-        super().__init__(index=KeyIndex(INDEX_KEYS_MAX), early_key=bytes(32), log=_quiet(), limit=SESSIONS_MAX)
+    def __init__(self, checks: Checks, keys: KeyFile) -> None:
+        index = KeyIndex(INDEX_KEYS_MAX)
+        super().__init__(index=index, early_key=bytes(32), log=_quiet(), key_file=keys, limit=SESSIONS_MAX)
         self._checks = checks
 
     def acknowledged(self, entry: Entry, reply: protocol.Reply) -> None:

@@ -21,6 +21,7 @@ from daemon.state import encode
 from tests.simulation.checks import Checks, Violation, settled_rows
 from tests.simulation.clockwork import Clock, Host, Resume, Wait, Weather, Wire
 from tests.simulation.daemon import Daemon, Request
+from tests.simulation.keys import KeyFile
 from tests.simulation.worker import Store, Worker
 from worker import batch, protocol
 
@@ -81,6 +82,7 @@ class World:
         self._tick = rng.choice((200, 700, 2_000))
         self._trouble_every = rng.choice((300, 1_000, 3_000))
         self._boots = 0
+        self._keys = KeyFile()
         self._worker = self._new_worker()
         self._daemons = [self._new_daemon(place) for place in range(DAEMONS)]
         self._clients = Host(self.clock)
@@ -125,6 +127,7 @@ class World:
                 answer: Unit | None = await self._answer(Request(conversation, minted, said), place)
                 if answer is not None:
                     said = (*said, answer)
+                    self.checks.went_on(conversation, answer.text)
                     break
             else:
                 said = said[:-1]
@@ -240,7 +243,7 @@ class World:
         def send(sequence: int, body: protocol.Body) -> None:
             self._wire.carry(place, lambda: self._worker.host.do(lambda: self._worker.hear(boot, sequence, body)))
 
-        return Daemon(self.clock, self.checks, f"d{place}", boot, send, tick=self._tick)
+        return Daemon(self.clock, self.checks, self._keys, f"d{place}", boot, send, tick=self._tick)
 
     def _tell(self, boot: str, body: protocol.Body) -> None:
         for place, daemon in enumerate(self._daemons):
@@ -267,7 +270,8 @@ class World:
         for held in daemon.held():
             checks.expect(not held.pending, "everything_is_placed", held.session_id)
             checks.expect(not held.turns_in_flight, "no_turn_is_left_in_flight", held.session_id)
-            stored = self.store.tables.session(held.session_id)
+            tables = self.store.tables
+            stored = tables.session(tables.aliases.get(held.session_id, held.session_id))
             checks.expect(stored is not None or held.phase is Phase.LOST, "held_session_is_stored", held.session_id)
             if stored is None or held.phase is not Phase.OWNED:
                 continue

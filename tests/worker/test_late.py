@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tests.worker.test_amend import Desk
 from tests.worker.writing import STARTED_AT, row, snapshot
 from worker.ledger import Sums, sums_of_session
-from worker.protocol import Booking, Claim, Hint, Key, Naming, Reply, Row, SnapshotWrite
+from worker.protocol import Booking, Claim, Hint, Key, Naming, Reply, Row, SnapshotWrite, Split
 
 LIVE: Final = frozenset({"d1", "d2", "d3"})
 
@@ -155,6 +155,30 @@ def told_by_their_daemons(order: tuple[int, ...], boots: tuple[str, ...]) -> Ite
         yield next(own[boots[number - 1]])
 
 
+def test_turn_that_goes_on_from_an_answer_another_part_gave_joins_both(talk: Talk) -> None:
+    """The first daemon knows its own turns alone: the third is of the session that it knows by the first."""
+    talk.claim(1, "first")
+    talk.claim(2, "second", "d2")
+    talk.tell(2, "second", "d2")
+    talk.end(3, "first")
+    assert set(talk.sessions()) == {talk.sessions()[0]}
+    talk.tell(1, "first")
+    assert set(talk.sessions()) == {talk.sessions()[0]} and len(talk.sessions()) == 3
+    assert sums_are_the_rows(talk.desk)
+
+
+def test_conversation_whose_opening_was_claimed_by_a_daemon_that_was_killed_is_found_by_its_answers(
+    talk: Talk,
+) -> None:
+    """The index of another one knows nothing but that claim, and the worker is too slow to say more."""
+    talk.claim(1, "abandoned", "killed")
+    talk.tell(1, "first", "d2")
+    talk.tell(2, "first", "d2")
+    talk.begin(3, "abandoned", "d3", confirmed=True)
+    assert set(talk.sessions()) == {talk.sessions()[0]}
+    assert talk.desk.known() == [talk.sessions()[0]]
+
+
 def test_join_keeps_positions_and_the_snapshot_of_the_session_that_began_first_and_leaves_it_to_nobody(
     talk: Talk,
 ) -> None:
@@ -226,6 +250,49 @@ def test_session_that_went_on_by_itself_is_another_than_one_that_goes_on_from_th
     talk.desk.apply(Booking(naming=on_its_own, row=begun, epoch=1, seen=0), live=LIVE, boot="d1")
     talk.end(2, "first")
     assert talk.sessions() == ["first", "second", "first"]
+
+
+def test_fork_that_the_store_made_stays_one_whatever_it_goes_on_from(talk: Talk) -> None:
+    talk.tell(1, "first")
+    talk.begin(2, "fork", "d2", confirmed=True)
+    assert talk.sessions() == ["first", "fork"]
+    assert talk.desk.session("fork").forked_from == "first"
+
+
+@pytest.mark.parametrize("busy", ["first", "second"])
+def test_part_that_goes_on_by_itself_stays_apart_from_a_turn_that_goes_on_from_it(talk: Talk, busy: str) -> None:
+    talk.claim(1, "first")
+    talk.claim(2, "second", "d2")
+    talk.tell(2, "second", "d2")
+    before = ["answer 2", "question 2", "answer 1", "question 1"] if busy == "second" else ["answer 1", "question 1"]
+    other = replace(
+        talk.naming(3, busy, is_answered=False),
+        continues=before,
+        keys=[Key(kind="request", name="chain", value="another question")],
+    )
+    begun = row(3, busy, settled=False, boot="d3", event_id="other turn")
+    talk.desk.apply(Booking(naming=other, row=begun, epoch=1, seen=0), live=LIVE, boot="d3")
+    talk.end(3, "first")
+    assert talk.sessions() == ["second", "first"]
+
+
+def test_session_that_gave_another_answer_stays_apart_from_a_turn_that_goes_on_without_it(talk: Talk) -> None:
+    talk.claim(2, "second", "d2")
+    talk.tell(2, "second", "d2")
+    other = replace(talk.naming(2, "first", is_answered=True), keys=[Key(kind="answer", name="chain", value="no 2")])
+    told = row(2, "first", event_id="other turn")
+    talk.desk.apply(Booking(naming=other, row=told, epoch=1, seen=0), live=LIVE, boot="d1")
+    talk.begin(3, "first")
+    assert talk.sessions() == ["second", "first"]
+
+
+def test_part_that_an_operator_split_off_stays_apart(talk: Talk) -> None:
+    talk.tell(1, "first")
+    talk.tell(2, "first")
+    split = Split(session_id="first", drawn_id="part", first_event=talk.event(2), events=[])
+    assert not talk.desk.amend(split).refusal
+    talk.begin(3, "first", confirmed=True)
+    assert talk.sessions() == ["first", "part", "first"]
 
 
 def test_answer_of_equal_words_that_was_asked_for_later_than_whatever_went_through_it_is_another_conversations(
