@@ -484,8 +484,8 @@ def place(tables: Tables, session_id: str, rows: Sequence[Row], *, after: int = 
         position += row.is_settled
         placed = replace(row, session_id=session_id, position=position if row.is_settled else 0)
         if row.session_id != session_id:
-            placed = replace(placed, window_started_at=0)  # Its window was the other session's.
-        if row.session_id != session_id:
+            if tables.has_ping(session_id, row.window_started_at):
+                placed = replace(placed, window_started_at=0)  # The window has its ping.
             tables.add_to_session(row.session_id, Sums().minus(sums_of_session(row)))
             tables.add_to_session(session_id, sums_of_session(row))
         if placed != tables.row(row.event_id):

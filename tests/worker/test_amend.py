@@ -273,6 +273,18 @@ def test_merge_hands_over_sub_agents_forks_aliases_and_hints(desk: Desk) -> None
     assert desk.tables.hints_of("b") == {"x-session": ("hashed", 1)}
 
 
+def test_merge_leaves_every_window_its_ping(desk: Desk) -> None:
+    desk.turn(1, "a")
+    desk.turn(2, "b")
+    assert desk.ping(3, "a", window=1) and desk.ping(4, "b", window=1) and desk.ping(5, "a", window=2)
+
+    assert not desk.merge("a", "b").refusal
+
+    assert desk.session("b").last_position == 5
+    assert not desk.ping(6, "b", window=1) and not desk.ping(7, "b", window=2)
+    assert desk.ping(8, "b", window=3)
+
+
 def test_merge_sent_again_is_done_once(desk: Desk) -> None:
     desk.turn(1, "a")
     desk.turn(2, "b")

@@ -215,7 +215,7 @@ def test_change_of_keep_alive_stands_in_the_way_of_no_undo(keeper: Keeper) -> No
 # -- rows that move ------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_move_leave_their_windows_behind(keeper: Keeper) -> None:
+def test_row_that_moves_takes_its_window_with_it_unless_that_has_its_ping(keeper: Keeper) -> None:
     """Two sessions may have pings of windows that began in the same millisecond."""
     keeper.turn(5, "b")
     assert keeper.ping(2, "a", window=1) and keeper.ping(6, "b", window=1)
@@ -224,7 +224,7 @@ def test_rows_that_move_leave_their_windows_behind(keeper: Keeper) -> None:
     keeper.amend(Undo(change=merged.change))
     assert keeper.row(6).session_id == "b" and not keeper.row(6).window_started_at
     part = keeper.split("a", 2)
-    assert keeper.row(2).session_id == part.other_id and not keeper.row(2).window_started_at
+    assert keeper.row(2).session_id == part.other_id and keeper.row(2).window_started_at
 
 
 def test_end_of_a_ping_that_was_moved_meanwhile_keeps_it_where_it_is(keeper: Keeper) -> None:
