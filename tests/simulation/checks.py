@@ -50,6 +50,8 @@ class Checks:
         self._paths: defaultdict[int, list[str]] = defaultdict(list)
         self._origins: dict[int, int] = {}
         self._usages: dict[str, Usage | None] = {}
+        self._pings: dict[str, tuple[str, int]] = {}
+        """Those that were sent, by event id: of which session and window."""
         self._latches: defaultdict[str, set[str]] = defaultdict(set)
         self._latch = 0
         self._begun_anew: set[str] = set()
@@ -84,6 +86,12 @@ class Checks:
 
     def usage_seen(self, event_id: str, usage: Usage | None) -> None:
         self._usages[event_id] = usage
+
+    def ping_sent(self, event_id: str, session_id: str, window_started_at: int) -> None:
+        window = (session_id, window_started_at)
+        self.expect(window not in self._pings.values(), "one_ping_per_window", window)
+        self._pings[event_id] = window
+        self.seen["pings"] += 1
 
     def snapshot_seen(self, session_id: str, snapshot: Snapshot) -> None:
         self._latches[session_id] |= latches(snapshot)
@@ -133,6 +141,8 @@ class Checks:
                         if tables.aliases.get(row.session_id) == now.session_id:
                             # The rest of a session whose beginning was told after it.
                             same = replace(now, session_id=row.session_id, position=row.position, why=row.why)
+                            # A window is one of its own session alone.
+                            same = replace(same, window_started_at=row.window_started_at)
                             self.seen["told late"] += 1
                         self.expect(same == row, "settled_row_stays", change.place)
                 case "session_sums" | "day_sums":
@@ -168,11 +178,16 @@ class Checks:
             row = tables.rows.get(event_id)
             if begun.boot in living:
                 self.expect(row is not None and row.is_settled, "living_daemons_row_is_settled", event_id)
-        self.expect(tables.rows.keys() <= self.begun.keys(), "no_row_from_nowhere", "")
+        for event_id in self._pings:
+            self.expect(event_id in tables.rows, "sent_ping_is_booked", event_id)
+        turns = {event_id for event_id, row in tables.rows.items() if row.kind != "warmup"}
+        self.expect(turns <= self.begun.keys(), "no_row_from_nowhere", "")
 
     def _identities_hold(self, tables: MemoryTables, named: dict[int, str]) -> None:
         speakers: defaultdict[str, set[int]] = defaultdict(set)
         for event_id, row in tables.rows.items():
+            if row.kind == "warmup":
+                continue
             conversation = self.begun[event_id].conversation
             speakers[row.session_id].add(conversation)
             if conversation in named:
@@ -194,6 +209,8 @@ class Checks:
 
     def _asides_stay_aside(self, tables: MemoryTables) -> None:
         for event_id, row in tables.rows.items():
+            if row.kind == "warmup":
+                continue
             is_aside = self.begun[event_id].is_aside
             self.expect(is_aside or row.kind == "turn", "turn_is_a_turn", event_id)
             # One that came before anything else, or while the worker was away, can not be told from a turn.

@@ -204,6 +204,47 @@ class Daemon:
         held.base = replace(held.base, warming=replace(held.base.warming, disabled=text))
         held.generation += 1
 
+    async def ping(self) -> None:
+        """Keep the cache of some session warm, as `daemon.warmer` does; but as often as it can, with no patience."""
+        owned = [h for h in self.held() if h.phase is Phase.OWNED and h.state.warming.window_started_at]
+        if not owned or not self.link.is_heard:
+            return
+        held = self._clock.rng.choice(owned)
+        row = protocol.Row(
+            event_id=self._clock.draw_id(),
+            session_id=held.session_id,
+            kind="warmup",
+            status="interrupted",
+            started_at=self._clock.now,
+            provider="p",
+            protocol="messages",
+            model="m",
+            boot=self.boot,
+            window_started_at=held.state.warming.window_started_at,
+        )
+        naming = protocol.Naming(session_id=row.session_id, confirmed=True, is_judged=True)
+        try:
+            begun = self.link.put(
+                Command.BEGIN, protocol.Booking(naming=naming, row=row, epoch=held.epoch, seen=held.position)
+            )
+        except OutboxFull:
+            return
+        is_in_time = await self.link.acknowledged(begun)
+        while begun in self.link.outbox:
+            await self.host.sleep(BEAT_MILLISECONDS)
+        if self.sessions.was_refused(row.event_id):
+            return
+        usage = None
+        if is_in_time:
+            self._checks.ping_sent(row.event_id, row.session_id, row.window_started_at)
+            await self.host.sleep(self._clock.rng.choice((2, 30, 300)))
+            # One that touches nothing leaves the window as it was.
+            usage = Usage(cache_read_tokens=self._clock.rng.choice((0, 9_000)))
+        held = self.sessions.current(held)
+        ended = replace(row, status="complete" if usage else "interrupted", ended_at=self._clock.now, usage=usage)
+        self.sessions.settled(held, naming, ended)
+        self.link.put(Command.END, protocol.Booking(naming=naming, row=ended, epoch=held.epoch, seen=held.position))
+
     async def turn(self, request: Request, respond: Callable[[Unit | None], None]) -> None:
         """The way of one request, as in `daemon.gateway`.  `respond` None: there is no whole answer."""
         rng = self._clock.rng

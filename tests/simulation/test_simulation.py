@@ -51,6 +51,7 @@ def test_seeds_meet_the_situations_the_checks_are_for() -> None:
 
     often = (
         "latches",
+        "pings",
         "owned",
         "fenced",
         "joined",
@@ -79,6 +80,12 @@ def test_without_the_status_rule_seen_usage_is_lost(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(batch, "supersedes", lambda *_: True)
 
     assert_found("seen_usage_is_stored", tell)
+
+
+def test_without_the_workers_rule_a_window_is_pinged_twice(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
+    monkeypatch.setattr(batch, "may_send", lambda *_: True)
+
+    assert_found("one_ping_per_window", tell)
 
 
 def test_without_a_likeness_to_the_session_turns_are_taken_for_side_calls(

@@ -28,6 +28,8 @@ class Store:
 
     def __init__(self) -> None:
         self.tables = MemoryTables()
+        self.tables.put_switch(protocol.Switch(is_on=True))
+        self.tables.commit()
 
 
 class Worker:

@@ -97,6 +97,7 @@ class World:
             self._begin(is_named=self.clock.chance(0.6))
         self.clock.after(100, self._trouble)
         self.clock.after(50, self._latch)
+        self.clock.after(70, self._ping)
         self.clock.after(ADOPT_MILLISECONDS, self._adopt)
         self.clock.run_until(TROUBLE_MILLISECONDS)
         self._heal()
@@ -193,6 +194,13 @@ class World:
         daemon.host.do(daemon.latch)
         # Few enough for the field that holds them all.
         self.clock.after(rng.randrange(100, 800), self._latch)
+
+    def _ping(self) -> None:
+        if self._wire.is_healed:
+            return
+        daemon = self._daemons[self.clock.rng.randrange(DAEMONS)]
+        daemon.host.do(lambda: daemon.host.start(daemon.ping()))
+        self.clock.after(self.clock.rng.randrange(50, 600), self._ping)
 
     def _kill_daemon(self, place: int) -> None:
         self._daemons[place].host.kill()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 OFTEN = (("sessions",), ("costs", "--rows"))
 LOOKS = (
     *(("status",), ("sessions", "--json"), ("show", "former"), ("costs",), ("costs", "--rows", "--session", "old")),
-    *(("session", "log"), ("session", "split", "old", "--only", "x"), ("doctor", "--offline")),
+    *(("session", "log"), ("session", "split", "old", "--only", "x"), ("doctor", "--offline"), ("warm",)),
 )
 
 
