@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from worker.ledger import Sums
-from worker.protocol import Row
+from worker.protocol import HAND_SET_MAX, Row, Switch
 from worker.stored import Session
-from worker.tables import ROW_COLUMNS, SESSION_LIST, DamagedRow, row_of, session_of
+from worker.tables import ROW_COLUMNS, SESSION_LIST, DamagedRow, SqliteTables, row_of, session_of
 
 __all__ = [
     "Account",
@@ -35,6 +36,7 @@ __all__ = [
     "rows_of",
     "session_named",
     "sub_agents",
+    "switch_of",
     "totals_of",
 ]
 
@@ -59,6 +61,13 @@ LISTS_KEPT = 8
 """Lists of sums that somebody may still be paging through."""
 
 Execute = Callable[..., Iterator[tuple[Any, ...]]]
+
+
+class _Through(NamedTuple):
+    """A connection, as far as it is needed."""
+
+    execute: Execute
+
 
 By = Literal["total", "day", "kind", "provider", "model", "client", "account"]
 """What rows are added up by."""
@@ -247,6 +256,12 @@ def rolled_of(execute: Execute, *, since: str = "", session_id: str = "") -> Sum
     columns = ", ".join(f"coalesce(sum({name}), 0)" for name in Sums._fields)
     which = "session_id = ?" if session_id else "day >= ?"
     return Sums(*next(iter(execute(f"SELECT {columns} FROM {table} WHERE {which}", (session_id or since,)))))
+
+
+def switch_of(execute: Execute) -> Switch:
+    """Whether caches are kept warm, and the sessions that are set by hand."""
+    tables = SqliteTables(_Through(execute))
+    return replace(tables.switch(), sessions=tables.hand_set(HAND_SET_MAX))
 
 
 def sub_agents(execute: Execute) -> set[str]:

@@ -28,8 +28,8 @@ from daemon.views import savings_object
 from daemon.warmth import warm_page
 from worker import runtime
 from worker.curve import daemon_keys
-from worker.protocol import HAND_SET_MAX, Latch, Query, Switch, Warm, WarmTo
-from worker.records import rows_of, sub_agents
+from worker.protocol import Latch, Query, Switch, Warm, WarmTo
+from worker.records import rows_of, sub_agents, switch_of
 from worker.runtime import Fatal
 from worker.settings import Settings
 from worker.store import Reader
@@ -79,7 +79,7 @@ def show(settings: Settings, options: argparse.Namespace) -> int:
     since = _days_ago((options.days or DAYS_SHOWN) - 1)
     with reading(settings.database) as reader:
         session_id = named_session(reader, options.id) if options.id else ""
-        switch = replace(reader.tables.switch(), sessions=reader.tables.hand_set(HAND_SET_MAX))
+        switch = switch_of(reader.execute)
         told = _told(reader, settings, switch, since, session_id)
     latches = _latches(settings)
     shown = savings_object(replace(switch, latches=latches or []), told, since.isoformat())
