@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from daemon.verbs.running import STOP_MARGIN_SECONDS, become, supervision, url_here
 from daemon.verbs.screen import say
-from worker import runtime
+from worker import rollcall, runtime
 from worker.runtime import Fatal
 from worker.settings import Settings
 
@@ -43,6 +43,8 @@ ANSWER_BYTES_MAX: Final = 65_536
 """More than any answer of ours; whoever else listens there may send without end."""
 WORKER_STOP_SECONDS: Final = 30
 """What supervisord.conf gives the worker, after the daemons have stopped."""
+OTHERS_SECONDS: Final = 10.0
+"""How long the daemons after the first may take: they start at once, and are half a second apart on a busy machine."""
 LOOK_SECONDS: Final = 0.05
 """Between two looks at something that nobody announces."""
 QUIET_SECONDS: Final = 1.5
@@ -103,6 +105,7 @@ def _started(settings: Settings, options: argparse.Namespace, deadline: float) -
     while True:
         if (found := look(settings)) and found.answers_turns:
             if launched:
+                _wait_for_the_others(settings, min(deadline, time.monotonic() + OTHERS_SECONDS))
                 say(f"started on {settings.listen}; it goes on when this command ends, `perdure down` stops it")
             return found
         try:
@@ -191,6 +194,16 @@ def _one_at_a_time(path: Path, deadline: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for_the_others(settings: Settings, deadline: float) -> None:
+    """One daemon answers.  Whoever asks now is answered by any of them, so wait for all, but for none for long."""
+    while time.monotonic() < deadline:
+        called = rollcall.call(settings.runtime_dir)
+        running = [each for each in called if each.standing is not None and each.standing.state == "running"]
+        if len(running) >= settings.daemons:
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _launch(settings: Settings, options: argparse.Namespace) -> Launched:
