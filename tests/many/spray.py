@@ -140,6 +140,7 @@ class Report:
             "wrong": len(self.reckoning.wrong) + len(self.totals),
             "knowledge_compared": self.knowledge.compared,
             "knew_late": self.knowledge.late,
+            "joined_since": self.knowledge.joined,
             "stale": len(self.knowledge.stale),
             "acknowledgements_given_up": self.given_up,
             "handovers": len(self.claims),
@@ -236,7 +237,8 @@ class Spray:
         report.totals = [*totals.doubled, *totals.wrong]
         lines = testimony.read(self.gateway.directory / witness.FILE)
         sent_at = {attempt.mark: attempt.sent_at for attempt in attempts}
-        report.knowledge = testimony.knowledge_of(lines, self.gateway.rows(), sent_at)
+        told = {attempt.mark: attempt.session for attempt in attempts if attempt.session}
+        report.knowledge = testimony.knowledge_of(lines, self.gateway.rows(), sent_at, told)
         report.given_up = len(unheard)
         report.claims = [line["waited"] for line in lines if line["what"] == "claimed" and line["epoch"] > 1]
 

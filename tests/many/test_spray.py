@@ -50,6 +50,7 @@ def test_spray_over_four_daemons_struck_at_random_is_one_gateway(tell: Tell) -> 
     assert report.reckoning.excused < report.reckoning.facts / 10
     assert set(report.strikes) == {str(strike) for strike in DECK}
     assert report.knowledge.compared > TURNS / 2
+    assert report.knowledge.joined < report.knowledge.compared / 20
 
 
 def test_spray_over_tcp_is_one_gateway(tell: Tell) -> None:
@@ -112,6 +113,9 @@ def test_witness_of_a_daemon_that_did_not_know_is_heard() -> None:
     ]
     assert knowledge_of(lines, rows, {"attempt-2": 2.0}).stale
     assert knowledge_of(lines, rows, {"attempt-2": 2.0}).late == 1
+    # Its session was another one then, of which the worker knew no more.
+    joined = knowledge_of(lines, rows, {"attempt-2": 2.0}, {"attempt-2": "before"})
+    assert (joined.stale, joined.joined) == ([], 1)
     # It was sent before the other turn had finished.
     assert not knowledge_of(lines, rows, {"attempt-2": 0.5}).stale
 

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.worker_client import ACK_WAIT_SECONDS
@@ -37,6 +38,9 @@ class Knowledge:
     compared: int = 0
     late: int = 0
     """Requests begun before their daemon knew all, which it did when the BEGIN was acknowledged."""
+    joined: int = 0
+    """Requests whose daemon had the worker's word for a session that is part of another one by now: a daemon that had
+    not heard the worker had still to tell of the turns that made them one conversation."""
     stale: list[str] = field(default_factory=list)
     impatient: list[str] = field(default_factory=list)
     """Waits for an acknowledgement that were given up too soon."""
@@ -47,8 +51,13 @@ def read(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def knowledge_of(lines: Sequence[Line], rows: Iterable[Row], sent_at: Mapping[str, float]) -> Knowledge:
-    """`sent_at`: when the client sent the request with this mark."""
+def knowledge_of(
+    lines: Sequence[Line],
+    rows: Iterable[Row],
+    sent_at: Mapping[str, float],
+    told: Mapping[str, str] = MappingProxyType({}),
+) -> Knowledge:
+    """By the request's mark, `sent_at`: when the client sent it; `told`: the session that the client read of."""
     found = Knowledge()
     row_by_mark = {row.client: row for row in rows if row.kind == "turn" and row.position}
     finished: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -72,7 +81,9 @@ def knowledge_of(lines: Sequence[Line], rows: Iterable[Row], sent_at: Mapping[st
             found.late += line["knows"] < needed
         elif line["mark"] not in unheard:
             found.compared += 1
-            if line["knows"] < needed:
+            if line["knows"] < needed and told.get(line["mark"], row.session_id) != row.session_id:
+                found.joined += 1
+            elif line["knows"] < needed:
                 found.stale.append(
                     f"{line['daemon']} answered {line['mark']} of session {row.session_id} knowing {line['knows']} "
                     f"of the {needed} turns that had finished"
