@@ -154,7 +154,7 @@ def book(
         session, why = _fork(tables, session, body)
     parted: list[tuple[str, Lost]] = []
     is_entered = before is None and body.row.kind == "turn" and not is_fork
-    part = late.part_gone_through(tables, session, body.naming) if is_entered else None
+    part = late.part_gone_through(tables, session, body) if is_entered else None
     # Positions are given here alone, and only to settled rows.
     row = replace(body.row, session_id=session.session_id, why=why or body.row.why, position=0)
     row = replace(row, window_started_at=_window_of(tables, row, before))

@@ -22,7 +22,7 @@ from worker import hints
 from worker.amend import known_of_both, place, pour
 from worker.correction import by_start
 from worker.protocol import Booking, KeyKind, Lost, Naming, Row, Why
-from worker.stored import Session, Tables
+from worker.stored import CLAIMED, Session, Tables
 
 BEFORE_MAX: Final = 32
 """Links kept of what lies before a session's first turn: an outage of some turns, not a conversation of years."""
@@ -84,11 +84,12 @@ def part_going_through(tables: Tables, session: Session, body: Booking) -> Sessi
     return other if is_last and holders == {session.session_id} else None
 
 
-def part_gone_through(tables: Tables, session: Session, naming: Naming) -> Session | None:
+def part_gone_through(tables: Tables, session: Session, body: Booking) -> Session | None:
     """The session that gave the answer which a turn of this one goes on from: its daemon did not know that one.
 
     None if either went on by itself, or if that was for the store to say and it has said otherwise.
     """
+    naming = body.naming
     if naming.is_named or (naming.confirmed and session.forked_from):
         return None
     for value in naming.continues:
@@ -104,8 +105,11 @@ def part_gone_through(tables: Tables, session: Session, naming: Naming) -> Sessi
         return None
     own = {*naming.continues, *(key.value for key in naming.keys)}
     is_last = {key.value for key in tables.keys_of(session.session_id) if key.kind == "answer"} <= {*naming.continues}
-    is_busy = any(request not in own for part in (session, other) for request, _ in tables.requests(part.session_id))
-    return other if is_last and not is_busy else None
+    # An end that is told before its begin does not say what was claimed for it.
+    claimed = f"{CLAIMED}{body.row.boot}"
+    asked = [request for request, holder in tables.requests(session.session_id) if holder.event_id != claimed]
+    asked += [request for request, _ in tables.requests(other.session_id)]
+    return other if is_last and own.issuperset(asked) else None
 
 
 def join(tables: Tables, one: Session, other: Session) -> tuple[Session, list[tuple[str, Lost]]]:

@@ -179,6 +179,15 @@ def test_conversation_whose_opening_was_claimed_by_a_daemon_that_was_killed_is_f
     assert talk.desk.known() == [talk.sessions()[0]]
 
 
+def test_end_told_before_its_begin_joins_the_parts_though_its_claim_still_stands(talk: Talk) -> None:
+    talk.claim(1, "abandoned", "killed")
+    talk.tell(1, "first", "d2")
+    talk.tell(2, "first", "d2")
+    talk.claim(3, "abandoned", "d3")
+    talk.end(3, "abandoned", "d3", confirmed=True)
+    assert set(talk.sessions()) == {talk.sessions()[0]}
+
+
 def test_join_keeps_positions_and_the_snapshot_of_the_session_that_began_first_and_leaves_it_to_nobody(
     talk: Talk,
 ) -> None:
