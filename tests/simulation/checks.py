@@ -47,6 +47,7 @@ class Checks:
         """How often the situations came about that the checks are for."""
         self._identities: dict[str, str] = {}
         self._answered: dict[str, str] = {}
+        self._asked: Counter[int] = Counter()
         self._paths: defaultdict[int, list[str]] = defaultdict(list)
         self._origins: dict[int, int] = {}
         self._usages: dict[str, Usage | None] = {}
@@ -76,6 +77,10 @@ class Checks:
     def answered(self, event_id: str, answer: str) -> None:
         """The turn was answered in these words, which nothing else is."""
         self._answered[answer] = event_id
+
+    def asked(self, conversation: int) -> None:
+        """A client sent a request, perhaps not for the first time."""
+        self._asked[conversation] += 1
 
     def went_on(self, conversation: int, answer: str) -> None:
         """A client read an answer, and its next request holds it."""
@@ -195,7 +200,7 @@ class Checks:
         for conversation, path in self._paths.items():
             rows = [tables.rows.get(event_id) for event_id in path]
             stored = [row for row in rows if row is not None and row.is_settled]
-            asked = sum(begun.conversation == conversation for begun in self.begun.values())
+            asked = self._asked[conversation]
             # An owner's turn may be told after a later one of another daemon, whose owner told nothing of what it
             # decided alone: then it looks as if the client had turned off there.
             outrun = [each for each in tables.sessions.values() if each.why.reason.startswith("another turn went on")]

@@ -125,6 +125,7 @@ class World:
                 self._meanwhile(conversation, minted, said)
             for _ in range(4):
                 place = home if self.clock.chance(0.6) else rng.randrange(DAEMONS)
+                self.checks.asked(conversation)
                 answer: Unit | None = await self._answer(Request(conversation, minted, said), place)
                 if answer is not None:
                     said = (*said, answer)
